@@ -1,0 +1,2 @@
+"""mlscope-lab."""
+from mlscope_lab._version import __version__

@@ -1,0 +1,515 @@
+"""What a framework must offer: `Backend`, `Session` and the records they exchange.
+
+The life of a model::
+
+    backend = PyTorchBackend()
+    with backend.open(files, SessionOptions(threads=1)) as session:
+        outputs = session.predict({"input": array})       # numpy in, numpy out, synchronised
+        session.begin_trace()
+        ...                                               # more predicts
+        trace = session.end_trace()                       # LayerTrace
+
+Everything here is plain dataclasses and numpy, because it crosses a process boundary and because the measuring process
+must stay small. Times are int nanoseconds on the clock of `time.perf_counter_ns` of the process that measured.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
+
+__all__ = [
+    "Availability",
+    "Backend",
+    "Capabilities",
+    "LayerTable",
+    "LayerTrace",
+    "ModelFiles",
+    "Session",
+    "SessionOptions",
+    "TensorSpec",
+]
+
+Dim = int | str | None
+Level = Literal["model", "layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes
+    ----------
+    name
+        Name by which it is fed or returned.
+    dtype
+        numpy's name of the element type ("float32", "int64", "bool", "str", ...).
+    shape
+        Per axis a positive length, a symbol ("batch"), or None where the framework does not say.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None = None
+
+    def describe(self) -> str:
+        """Return e.g. ``input: float32[batch, 3, 224, 224]``."""
+        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name}: {self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model whose bytes are on this disk: what a session opens.
+
+    Attributes
+    ----------
+    name
+        For messages and records.
+    format
+        One of `mlscope_lab.manifest.model.FORMATS`.
+    path
+        The file, or the folder of a SavedModel.
+    digest
+        ``sha256:<hex>`` of the file (of the sorted list of member digests for a folder).
+    inputs, outputs
+        As declared; may be empty where the file itself declares them. Names of inputs map by name, else by order.
+    architecture, parameters
+        Registered builder and its keyword parameters, for formats that hold weights only.
+    trusted
+        The user marked this digest as trusted; needed by formats that can run code.
+    derived_from
+        For a converted model: digest and format of the source, the converter, the measured agreement.
+    """
+
+    name: str
+    format: str
+    path: Path
+    digest: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    architecture: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    trusted: bool = False
+    derived_from: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """How a session is opened.
+
+    Attributes
+    ----------
+    threads
+        Intra-operator threads (inter-operator is 1), or None for the framework's own choice.
+    device
+        "cpu" or "cuda:0".
+    level
+        "model" for a plain session, "layer" for one that can be traced.
+    seed
+        Seed of the framework's random generator.
+    scratch
+        Folder for the framework's trace files; removed by whoever made it.
+    """
+
+    threads: int | None = None
+    device: str = "cpu"
+    level: Level = "model"
+    seed: int = 0
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether a framework can be used here.
+
+    Attributes
+    ----------
+    ok
+        True if its package is installed (found without importing it).
+    version
+        Installed version, or None.
+    reason
+        Why not, in words; empty if ok.
+    install
+        The command that would install it.
+    """
+
+    ok: bool
+    version: str | None = None
+    reason: str = ""
+    install: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend can open and record here.
+
+    Attributes
+    ----------
+    formats
+        Formats opened as they are.
+    levels
+        Trace levels that it can record, e.g. ("model", "layer").
+    devices
+        Devices seen, e.g. ("cpu",).
+    unavailable
+        What it could record elsewhere but not here: {what: reason}.
+    """
+
+    formats: tuple[str, ...]
+    levels: tuple[str, ...] = ("model",)
+    devices: tuple[str, ...] = ("cpu",)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTable:
+    """The layers of a trace: one entry a call site, in order of first start.
+
+    Attributes
+    ----------
+    name
+        Unique label of the call site: the qualified name, ``#2`` appended for a second call of the same module.
+    type
+        The framework's operator or class name ("Conv2d", "Conv", "FusedConv2D", "functional").
+    scope
+        Qualified name of the module or source node; for a fused node the source scope where known, else "".
+    parent
+        Index of the enclosing call, or -1.
+    depth
+        0 for a root call.
+    input_shapes, output_shapes
+        Text as ``float32[1,3,224,224]``, several joined by ``;``; "" where unknown.
+    parameter_bytes, activation_bytes
+        Bytes of the layer's own weights and of its outputs, -1 where unknown.
+    sources
+        Names of the original layers that a fused layer stands for, joined by ``;``; "" where unknown or not fused.
+    """
+
+    name: tuple[str, ...]
+    type: tuple[str, ...]
+    scope: tuple[str, ...]
+    parent: tuple[int, ...]
+    depth: tuple[int, ...]
+    input_shapes: tuple[str, ...]
+    output_shapes: tuple[str, ...]
+    parameter_bytes: tuple[int, ...]
+    activation_bytes: tuple[int, ...]
+    sources: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.name)
+        for column in ("type", "scope", "parent", "depth", "input_shapes", "output_shapes", "parameter_bytes",
+                       "activation_bytes", "sources"):  # fmt: skip
+            if len(getattr(self, column)) != n:
+                raise ValueError(f"LayerTable.{column} has {len(getattr(self, column))} entries, name has {n}")
+        if len(set(self.name)) != n:
+            raise ValueError("LayerTable.name holds the same label twice; append #2, #3 to repeated call sites")
+        if any(not -1 <= p < n for p in self.parent):
+            raise ValueError("LayerTable.parent points outside the table")
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTrace:
+    """What a session recorded between `Session.begin_trace` and `Session.end_trace`.
+
+    Attributes
+    ----------
+    layers
+        The call sites, length L.
+    start_ns, duration_ns, exclusive_ns
+        int64 arrays (I, L) for I traced predicts, on the measuring process's `perf_counter_ns` clock; -1 where a layer
+        did not run in that iteration. ``exclusive_ns`` is the duration less the part covered by enclosed calls.
+    iteration_start_ns, iteration_duration_ns
+        int64 arrays (I,): the traced predict itself.
+    resolution_ns
+        Smallest step of the source's clock (ONNX Runtime: 1000).
+    clock_error_ns
+        Bound on the error of mapping the source's clock onto `perf_counter_ns`.
+    executable_digest
+        Digest of what ran, equal to `Session.executable_digest` of the plain session if tracing changed nothing.
+    dropped_events
+        Events that the source lost, 0 if none.
+    unavailable
+        What could not be recorded: {what: reason}.
+    """
+
+    layers: LayerTable
+    start_ns: npt.NDArray[np.int64]
+    duration_ns: npt.NDArray[np.int64]
+    exclusive_ns: npt.NDArray[np.int64]
+    iteration_start_ns: npt.NDArray[np.int64]
+    iteration_duration_ns: npt.NDArray[np.int64]
+    resolution_ns: int = 1
+    clock_error_ns: int = 0
+    executable_digest: str = ""
+    dropped_events: int = 0
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        want = (len(self.iteration_start_ns), len(self.layers))
+        for column in ("start_ns", "duration_ns", "exclusive_ns"):
+            if getattr(self, column).shape != want:
+                raise ValueError(f"LayerTrace.{column} has shape {getattr(self, column).shape}, not {want}")
+
+
+class Session(ABC):
+    """An opened model: a context manager, single-threaded, numpy in and numpy out.
+
+    Subclasses implement `_predict`, and `_close`, `_begin_trace`, `_end_trace` where there is something to do.
+
+    Attributes
+    ----------
+    inputs, outputs
+        Specs as the framework has them.
+    execution_mode
+        "eager", "compiled", "exported" or "graph".
+    executable_digest
+        Digest of what runs (graph after optimisation where the framework tells, else the model's digest plus mode).
+    precision
+        "float32", "float16", "int8", ...: element type of most weights.
+    threads
+        Intra-operator threads in force.
+    device
+        Device in force.
+    warnings
+        What the user should know, e.g. a thread count that could not be honoured.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    execution_mode: str = "graph"
+    executable_digest: str = ""
+    precision: str = "float32"
+    threads: int | None = None
+    device: str = "cpu"
+    warnings: Sequence[str] = ()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._tracing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def predict(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the model once and wait for the result.
+
+        Parameters
+        ----------
+        feeds
+            One array for each of `inputs`, by name.
+
+        Returns
+        -------
+        dict
+            One array for each of `outputs`, by name, in order.
+
+        Raises
+        ------
+        SessionError
+            If the session is closed, another thread is inside it, or the framework raises.
+        InputError
+            If an input is missing, unknown, or has a wrong type or shape.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise SessionError("The session is running in another thread; open one session a thread")
+        try:
+            if self._closed:
+                raise SessionError("The session is closed; open it again with backend.open(...)")
+            return self._predict(feeds)
+        except (SessionError, InputError):
+            raise
+        except Exception as error:
+            self.check(feeds)  # if the feeds are to blame, say so in our words, naming input, axis and expectation
+            raise SessionError(f"{type(self).__name__}: {type(error).__name__}: {error}") from error
+        finally:
+            self._lock.release()
+
+    def check(self, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise InputError if `feeds` do not fit `inputs`; called off the hot path."""
+        known = [spec.name for spec in self.inputs]
+        for name in feeds:
+            if known and name not in known:
+                raise InputError(f"There is no input '{name}'. Inputs: {', '.join(s.describe() for s in self.inputs)}")
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            if spec.name not in feeds:
+                raise InputError(f"Input '{spec.name}' is missing. Inputs: {', '.join(known)}")
+            array = np.asarray(feeds[spec.name])
+            if spec.dtype not in {"any", "str"} and array.dtype.name != spec.dtype:
+                raise InputError(
+                    f"Input '{spec.name}' must be {spec.dtype}, not {array.dtype.name}; "
+                    f"convert it with array.astype('{spec.dtype}')"
+                )
+            if spec.shape is None:
+                continue
+            if array.ndim != len(spec.shape):
+                raise InputError(f"Input {spec.describe()} has {len(spec.shape)} axes, got an array of {array.shape}")
+            for axis, (want, have) in enumerate(zip(spec.shape, array.shape, strict=True)):
+                if isinstance(want, int) and want != have:
+                    raise InputError(f"Input {spec.describe()}: axis {axis} must be {want}, not {have}")
+                if isinstance(want, str):
+                    first, where = sizes.setdefault(want, (have, spec.name))
+                    if first != have:
+                        raise InputError(
+                            f"Input {spec.describe()}: '{want}' is {have} here and {first} in input '{where}'"
+                        )
+
+    def begin_trace(self) -> None:
+        """Record layers from the next predict on.
+
+        Raises
+        ------
+        SessionError
+            If the session is closed, already tracing, or was not opened with ``level="layer"``.
+        """
+        if self._closed or self._tracing:
+            raise SessionError("The session is closed" if self._closed else "The session is tracing already")
+        self._begin_trace()
+        self._tracing = True
+
+    def end_trace(self) -> LayerTrace:
+        """Stop recording and return what was recorded.
+
+        Raises
+        ------
+        SessionError
+            If the session is not tracing.
+        """
+        if not self._tracing:
+            raise SessionError("The session is not tracing; call begin_trace() first")
+        self._tracing = False
+        return self._end_trace()
+
+    def close(self) -> None:
+        """Release the framework's resources; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    @abstractmethod
+    def _predict(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
+
+    def _close(self) -> None:  # noqa: B027 - optional
+        pass
+
+    def _begin_trace(self) -> None:
+        raise SessionError(f"{type(self).__name__} records no layers; open with level='layer' on a backend that does")
+
+    def _end_trace(self) -> LayerTrace:
+        raise SessionError(f"{type(self).__name__} records no layers")
+
+
+class Backend(ABC):
+    """A framework. Constructing one imports nothing and touches no device.
+
+    Attributes
+    ----------
+    name
+        Entry-point name ("onnxruntime").
+    title
+        The framework's own name ("ONNX Runtime").
+    distributions
+        Names of the packages that may provide it, for versions.
+    module
+        Import name, looked up without importing.
+    extra
+        The extra of mlscope-lab that installs it.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]] = ()
+    module: ClassVar[str] = ""
+    extra: ClassVar[str] = ""
+
+    def availability(self) -> Availability:
+        """Tell whether the framework is installed, without importing it."""
+        from importlib.metadata import PackageNotFoundError, version
+        from importlib.util import find_spec
+
+        install = f"pip install 'mlscope-lab[{self.extra or self.name}]'"
+        if not self.module or find_spec(self.module) is None:
+            return Availability(ok=False, reason=f"no module named '{self.module}'", install=install)
+        for distribution in self.distributions:
+            try:
+                return Availability(ok=True, version=version(distribution), install=install)
+            except PackageNotFoundError:
+                continue
+        return Availability(ok=True, version=None, install=install)
+
+    def require(self) -> None:
+        """Raise BackendNotAvailableError, naming the command that installs it, if the framework is not there."""
+        found = self.availability()
+        if not found.ok:
+            from mlscope_lab.backends import installed
+
+            raise BackendNotAvailableError(
+                f"Backend '{self.name}' is not available: {found.reason}. "
+                f"Installed: {', '.join(installed()) or 'none'}. Install with: {found.install}"
+            )
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """Tell what can be opened and recorded here (may import the framework)."""
+
+    def open(self, model: ModelFiles, options: SessionOptions | None = None) -> Session:
+        """Open a model from files.
+
+        Raises
+        ------
+        BackendNotAvailableError
+            If the framework is not installed.
+        UnsupportedModelError
+            If the format is not one of `capabilities().formats`, or the file is not what its format says.
+        UnsafeArtifactError
+            If opening the file could run code that nobody trusted.
+        """
+        self.require()
+        return self._open(model, options or SessionOptions())
+
+    def accepts(self, obj: object) -> bool:
+        """Tell whether `obj` is a live object of this framework, importing nothing."""
+        return False
+
+    def wrap(
+        self, obj: object, example: Mapping[str, npt.NDArray[Any]], options: SessionOptions | None = None
+    ) -> Session:
+        """Open a live object (a module, a Keras model, a callable) in this process.
+
+        Parameters
+        ----------
+        obj
+            Something `accepts` is true for.
+        example
+            Arrays by input name; for positional arguments the order of the mapping counts.
+        """
+        self.require()
+        return self._wrap(obj, example, options or SessionOptions())
+
+    @abstractmethod
+    def _open(self, model: ModelFiles, options: SessionOptions) -> Session: ...
+
+    def _wrap(self, obj: object, example: Mapping[str, npt.NDArray[Any]], options: SessionOptions) -> Session:
+        raise UnsupportedModelError(f"Backend '{self.name}' does not take live objects, got {type(obj).__name__}")

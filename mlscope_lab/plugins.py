@@ -1,0 +1,118 @@
+"""The only reader of entry points.
+
+Built-ins sit in static tables ``{name: "module:attribute"}``, so that listing them imports nothing; plugins of other
+packages are found by entry-point group. A plugin that does not load warns, once, and never breaks anything else.
+
+Groups
+------
+``mlscope_lab.backends``
+    Subclasses of `mlscope_lab.backends.base.Backend`.
+``mlscope_lab.steps``
+    Subclasses of `mlscope_lab.processing.base.Step`.
+``mlscope_lab.architectures``
+    Callables ``(**parameters) -> torch.nn.Module | keras.Model`` that a manifest may name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mlscope_lab.errors import PluginError, nearest
+
+__all__ = ["BUILTINS", "load", "load_all", "names", "refresh"]
+
+BUILTINS: dict[str, dict[str, str]] = {
+    "mlscope_lab.backends": {
+        "onnxruntime": "mlscope_lab.backends.onnxruntime_:OnnxRuntimeBackend",
+        "pytorch": "mlscope_lab.backends.pytorch_:PyTorchBackend",
+        "tensorflow": "mlscope_lab.backends.tensorflow_:TensorFlowBackend",
+        "python": "mlscope_lab.backends.python_:PythonBackend",
+    },
+    "mlscope_lab.steps": {
+        "decode_image": "mlscope_lab.processing.image:DecodeImage",
+        "resize": "mlscope_lab.processing.image:Resize",
+        "crop": "mlscope_lab.processing.image:Crop",
+        "convert": "mlscope_lab.processing.image:Convert",
+        "normalize": "mlscope_lab.processing.image:Normalize",
+        "layout": "mlscope_lab.processing.image:Layout",
+        "tensor": "mlscope_lab.processing.raw:Tensor",
+        "audio_frames": "mlscope_lab.processing.audio:AudioFrames",
+        "byte_windows": "mlscope_lab.processing.text:ByteWindows",
+        "select": "mlscope_lab.processing.raw:Select",
+        "softmax": "mlscope_lab.processing.classification:Softmax",
+        "sigmoid": "mlscope_lab.processing.classification:Sigmoid",
+        "top_k": "mlscope_lab.processing.classification:TopK",
+    },
+    "mlscope_lab.architectures": {
+        "efficientnet_lite": "mlscope_lab.architectures.efficientnet_lite:build",
+    },
+}
+
+
+@lru_cache(maxsize=None)
+def _found(group: str) -> dict[str, EntryPoint]:
+    builtin = BUILTINS.get(group, {})
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        if point.name in builtin:
+            if point.value != builtin[point.name]:
+                warnings.warn(
+                    f"{point.value!r} offers {point.name!r} in {group!r}, a name that mlscope-lab itself uses; ignored",
+                    stacklevel=2,
+                )
+            continue
+        found[point.name] = point
+    return found
+
+
+def refresh() -> None:
+    """Forget what was found, so that a package installed meanwhile is seen."""
+    _found.cache_clear()
+
+
+def names(group: str) -> list[str]:
+    """Return the names in a group, built-ins first, without importing any."""
+    return [*BUILTINS.get(group, {}), *sorted(_found(group))]
+
+
+def load(group: str, name: str) -> Any:
+    """Import one plugin.
+
+    Parameters
+    ----------
+    group
+        Entry-point group, e.g. ``"mlscope_lab.backends"``.
+    name
+        Name within the group.
+
+    Raises
+    ------
+    PluginError
+        If nothing has that name, or its module does not import.
+    """
+    builtin = BUILTINS.get(group, {})
+    kind = group.rpartition(".")[2].removesuffix("s")
+    try:
+        if name in builtin:
+            module, _, attribute = builtin[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        if name in _found(group):
+            return _found(group)[name].load()
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{kind.capitalize()} '{name}' does not load: {error}") from error
+    known = names(group)
+    raise PluginError(f"Unknown {kind} '{name}'. Known: {', '.join(known)}.{nearest(name, known)}")
+
+
+def load_all(group: str) -> Iterator[tuple[str, Any]]:
+    """Import every plugin of a group; one that fails warns and is left out."""
+    for name in names(group):
+        try:
+            yield name, load(group, name)
+        except Exception as error:  # a foreign package may raise anything at import; it must not take us down
+            warnings.warn(f"Plugin '{name}' of group '{group}' is left out: {error}", stacklevel=2)
