@@ -1,2 +1,3 @@
 """mlscope-lab."""
+
 from mlscope_lab._version import __version__

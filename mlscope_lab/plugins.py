@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -54,7 +54,7 @@ BUILTINS: dict[str, dict[str, str]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _found(group: str) -> dict[str, EntryPoint]:
     builtin = BUILTINS.get(group, {})
     found: dict[str, EntryPoint] = {}

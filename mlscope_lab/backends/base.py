@@ -27,13 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
+from mlscope_lab.trace.records import LayerTrace
 
 __all__ = [
     "Availability",
     "Backend",
     "Capabilities",
-    "LayerTable",
-    "LayerTrace",
     "ModelFiles",
     "Session",
     "SessionOptions",
@@ -171,100 +170,6 @@ class Capabilities:
     levels: tuple[str, ...] = ("model",)
     devices: tuple[str, ...] = ("cpu",)
     unavailable: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTable:
-    """The layers of a trace: one entry a call site, in order of first start.
-
-    Attributes
-    ----------
-    name
-        Unique label of the call site: the qualified name, ``#2`` appended for a second call of the same module.
-    type
-        The framework's operator or class name ("Conv2d", "Conv", "FusedConv2D", "functional").
-    scope
-        Qualified name of the module or source node; for a fused node the source scope where known, else "".
-    parent
-        Index of the enclosing call, or -1.
-    depth
-        0 for a root call.
-    input_shapes, output_shapes
-        Text as ``float32[1,3,224,224]``, several joined by ``;``; "" where unknown.
-    parameter_bytes, activation_bytes
-        Bytes of the layer's own weights and of its outputs, -1 where unknown.
-    sources
-        Names of the original layers that a fused layer stands for, joined by ``;``; "" where unknown or not fused.
-    """
-
-    name: tuple[str, ...]
-    type: tuple[str, ...]
-    scope: tuple[str, ...]
-    parent: tuple[int, ...]
-    depth: tuple[int, ...]
-    input_shapes: tuple[str, ...]
-    output_shapes: tuple[str, ...]
-    parameter_bytes: tuple[int, ...]
-    activation_bytes: tuple[int, ...]
-    sources: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        n = len(self.name)
-        for column in ("type", "scope", "parent", "depth", "input_shapes", "output_shapes", "parameter_bytes",
-                       "activation_bytes", "sources"):  # fmt: skip
-            if len(getattr(self, column)) != n:
-                raise ValueError(f"LayerTable.{column} has {len(getattr(self, column))} entries, name has {n}")
-        if len(set(self.name)) != n:
-            raise ValueError("LayerTable.name holds the same label twice; append #2, #3 to repeated call sites")
-        if any(not -1 <= p < n for p in self.parent):
-            raise ValueError("LayerTable.parent points outside the table")
-
-    def __len__(self) -> int:
-        return len(self.name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTrace:
-    """What a session recorded between `Session.begin_trace` and `Session.end_trace`.
-
-    Attributes
-    ----------
-    layers
-        The call sites, length L.
-    start_ns, duration_ns, exclusive_ns
-        int64 arrays (I, L) for I traced predicts, on the measuring process's `perf_counter_ns` clock; -1 where a layer
-        did not run in that iteration. ``exclusive_ns`` is the duration less the part covered by enclosed calls.
-    iteration_start_ns, iteration_duration_ns
-        int64 arrays (I,): the traced predict itself.
-    resolution_ns
-        Smallest step of the source's clock (ONNX Runtime: 1000).
-    clock_error_ns
-        Bound on the error of mapping the source's clock onto `perf_counter_ns`.
-    executable_digest
-        Digest of what ran, equal to `Session.executable_digest` of the plain session if tracing changed nothing.
-    dropped_events
-        Events that the source lost, 0 if none.
-    unavailable
-        What could not be recorded: {what: reason}.
-    """
-
-    layers: LayerTable
-    start_ns: npt.NDArray[np.int64]
-    duration_ns: npt.NDArray[np.int64]
-    exclusive_ns: npt.NDArray[np.int64]
-    iteration_start_ns: npt.NDArray[np.int64]
-    iteration_duration_ns: npt.NDArray[np.int64]
-    resolution_ns: int = 1
-    clock_error_ns: int = 0
-    executable_digest: str = ""
-    dropped_events: int = 0
-    unavailable: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        want = (len(self.iteration_start_ns), len(self.layers))
-        for column in ("start_ns", "duration_ns", "exclusive_ns"):
-            if getattr(self, column).shape != want:
-                raise ValueError(f"LayerTrace.{column} has shape {getattr(self, column).shape}, not {want}")
 
 
 class Session(ABC):

@@ -74,9 +74,7 @@ class Pipeline:
 
     def to_specs(self) -> list[dict[str, Any]]:
         """Return the steps as data, every default written out."""
-        return [
-            {"step": name, **dataclasses.asdict(step)} for name, step in zip(self.names, self.steps, strict=True)
-        ]
+        return [{"step": name, **dataclasses.asdict(step)} for name, step in zip(self.names, self.steps, strict=True)]
 
     def __call__(self, value: Any) -> Any:
         """Apply all steps."""
