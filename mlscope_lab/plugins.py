@@ -9,6 +9,8 @@ Groups
     Subclasses of `mlscope_lab.backends.base.Backend`.
 ``mlscope_lab.steps``
     Subclasses of `mlscope_lab.processing.base.Step`.
+``mlscope_lab.converters``
+    Callables ``(model, target, *, example) -> dict`` that write another form of a model.
 ``mlscope_lab.architectures``
     Callables ``(**parameters) -> torch.nn.Module | keras.Model`` that a manifest may name.
 """
@@ -47,6 +49,10 @@ BUILTINS: dict[str, dict[str, str]] = {
         "softmax": "mlscope_lab.processing.classification:Softmax",
         "sigmoid": "mlscope_lab.processing.classification:Sigmoid",
         "top_k": "mlscope_lab.processing.classification:TopK",
+    },
+    "mlscope_lab.converters": {
+        "torch_to_onnx": "mlscope_lab.conversion.torch_to_onnx:convert",
+        "onnx_to_tensorflow": "mlscope_lab.conversion.onnx_to_tensorflow:convert",
     },
     "mlscope_lab.architectures": {
         "efficientnet_lite": "mlscope_lab.architectures.efficientnet_lite:build",
