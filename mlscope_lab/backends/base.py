@@ -341,6 +341,8 @@ class Backend(ABC):
         Import name, looked up without importing.
     extra
         The extra of mlscope-lab that installs it.
+    formats
+        Formats that it opens as they are, known without importing the framework.
     """
 
     name: ClassVar[str]
@@ -348,6 +350,7 @@ class Backend(ABC):
     distributions: ClassVar[tuple[str, ...]] = ()
     module: ClassVar[str] = ""
     extra: ClassVar[str] = ""
+    formats: ClassVar[tuple[str, ...]] = ()
 
     def availability(self) -> Availability:
         """Tell whether the framework is installed, without importing it."""

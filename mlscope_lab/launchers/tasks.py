@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from mlscope_lab import plugins
 from mlscope_lab.backends import load_backend
-from mlscope_lab.backends.base import ModelFiles, Session, SessionOptions, TensorSpec
+from mlscope_lab.backends.base import ModelFiles, Session, SessionOptions
 from mlscope_lab.errors import InputError, PluginError
 from mlscope_lab.launchers.codec import model_from_json, options_from_json, pass_to_message, specs_to_json
 from mlscope_lab.launchers.lock import measuring
 from mlscope_lab.measure import PassPlan, Workload, run_pass
-from mlscope_lab.processing.recipe import Recipe, answers, prepare
+from mlscope_lab.processing.recipe import Recipe, answers, example_feeds, prepare
 
 __all__ = ["measure", "run_task", "session_facts"]
 
@@ -93,10 +93,23 @@ def _samples(described: list[dict[str, Any]], arrays: Arrays) -> list[Any]:
     return found
 
 
-def _model_workload(recipe: Recipe, samples: dict[str, list[Any]], specs: tuple[TensorSpec, ...]) -> Workload:
-    return Workload(
-        prepare=lambda: prepare(recipe, samples, specs), finish=lambda outputs: answers(recipe, outputs)
-    )
+def _feeding(task: Mapping[str, Any], arrays: Arrays) -> Callable[[Session], Callable[[], Arrays]]:
+    """Return what makes the `prepare` of a workload once the session's inputs are known."""
+    recipe = Recipe.from_json(task["recipe"])
+    if task["samples"] is None:
+
+        def synthetic(session: Session) -> Callable[[], Arrays]:
+            declared = [r.spec for r in recipe.inputs] or list(session.inputs)
+            made = example_feeds(
+                declared, seed=task["seed"], batch_size=task["batch_size"], symbols=task["symbols"]
+            )
+            names = [s.name for s in session.inputs]
+            feeds = made if set(made) <= set(names) else dict(zip(names, made.values(), strict=True))
+            return lambda: feeds
+
+        return synthetic
+    samples = {name: _samples(items, arrays) for name, items in task["samples"].items()}
+    return lambda session: lambda: prepare(recipe, samples, session.inputs)
 
 
 def _opener(task: Mapping[str, Any]) -> Callable[[str], Session]:
@@ -111,11 +124,10 @@ def _opener(task: Mapping[str, Any]) -> Callable[[str], Session]:
 
 
 def _measure(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
-    recipe = Recipe.from_json(task["recipe"])
-    samples = {name: _samples(items, arrays) for name, items in task["samples"].items()}
+    recipe, feeding = Recipe.from_json(task["recipe"]), _feeding(task, arrays)
     measure(
         _opener(task),
-        lambda session: _model_workload(recipe, samples, session.inputs),
+        lambda session: Workload(prepare=feeding(session), finish=lambda outputs: answers(recipe, outputs)),
         [PassPlan(**plan) for plan in task["plans"]],
         process=task["process"],
         emit=emit,
@@ -123,10 +135,8 @@ def _measure(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
 
 
 def _predict(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
-    recipe = Recipe.from_json(task["recipe"])
-    samples = {name: _samples(items, arrays) for name, items in task["samples"].items()}
     with _opener(task)("model") as session:
-        outputs = session.predict(prepare(recipe, samples, session.inputs))
+        outputs = session.predict(_feeding(task, arrays)(session)())
         emit({"type": "session", **session_facts(session)})
     emit({"type": "outputs", "names": list(outputs)}, {str(i): a for i, a in enumerate(outputs.values())})
 

@@ -6,7 +6,7 @@ steps need.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from mlscope_lab.backends.base import TensorSpec
 from mlscope_lab.errors import InputError
 from mlscope_lab.processing.base import Pipeline
 
-__all__ = ["Recipe", "TensorRecipe", "answers", "prepare"]
+__all__ = ["Recipe", "TensorRecipe", "answers", "example_feeds", "prepare", "specs_of"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -85,6 +85,41 @@ class Recipe:
         return cls(**made)
 
 
+def specs_of(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """Return the specs of tensors as a manifest declares them."""
+    return tuple(TensorSpec(name=t.name, dtype=t.dtype, shape=tuple(t.shape)) for t in tensors)
+
+
+def example_feeds(
+    inputs: Sequence[TensorSpec], *, seed: int = 0, batch_size: int = 2, symbols: Mapping[str, int] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Make seeded values for declared inputs: standard normal floats, zeros and ones for integers and booleans.
+
+    Parameters
+    ----------
+    inputs
+        Declared inputs; the first axis counts as batch where it is a symbol.
+    batch_size
+        Length of a symbolic first axis.
+    symbols
+        Lengths of other symbols; 1 where not given.
+    """
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for spec in inputs:
+        shape = [
+            size if isinstance(size, int) else batch_size if axis == 0 else (symbols or {}).get(str(size), 1)
+            for axis, size in enumerate(spec.shape or ())
+        ]
+        if spec.dtype in {"float16", "float32", "float64"}:
+            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        elif spec.dtype == "str":
+            raise InputError(f"Input '{spec.name}' takes text; there is no example for it, give an input")
+        else:
+            feeds[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
+    return feeds
+
+
 def _fits(array: npt.NDArray[Any], spec: TensorSpec, *, batched: bool) -> bool:
     """Whether an array is the tensor itself (of one sample), rather than something to preprocess."""
     if spec.shape is None or array.dtype.name != spec.dtype:
@@ -131,7 +166,7 @@ def prepare(
     Parameters
     ----------
     recipe
-        What to do.
+        What to do; without declared inputs the session's own are taken as they are.
     samples
         For each input by its declared name, one sample for each place in the batch. An array that already has the
         declared type and shape is taken as it is.
@@ -143,6 +178,9 @@ def prepare(
     InputError
         If a sample is missing, cannot be decoded, or does not become the declared tensor.
     """
+    if not recipe.inputs:
+        nothing = Pipeline()
+        recipe = Recipe(inputs=tuple(TensorRecipe(spec=s, pipeline=nothing) for s in specs), outputs=recipe.outputs)
     feeds: dict[str, npt.NDArray[Any]] = {}
     names = [s.name for s in specs]
     by_name = {r.spec.name for r in recipe.inputs} <= set(names)
