@@ -1,0 +1,34 @@
+"""For tests of mlscope-lab and of packages that extend it.
+
+`BackendContract`
+    What every backend must do; subclass it in a test module (needs pytest).
+`check_layer_trace`
+    The invariants of a `LayerTrace`.
+`synthetic_layer_trace`, `synthetic_pass`
+    Valid records of any size from a seed, for tests of whatever takes records.
+
+Importing this package needs numpy alone; pytest is imported once `BackendContract` is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlscope_lab.testing.checks import check_layer_trace
+from mlscope_lab.testing.synthetic import synthetic_layer_trace, synthetic_pass
+
+if TYPE_CHECKING:
+    from mlscope_lab.testing.contract import BackendContract
+
+__all__ = ["BackendContract", "check_layer_trace", "synthetic_layer_trace", "synthetic_pass"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BackendContract":
+        import pytest
+
+        pytest.register_assert_rewrite("mlscope_lab.testing.contract")
+        from mlscope_lab.testing.contract import BackendContract
+
+        return BackendContract
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
