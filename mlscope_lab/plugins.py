@@ -43,6 +43,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "normalize": "mlscope_lab.processing.image:Normalize",
         "layout": "mlscope_lab.processing.image:Layout",
         "tensor": "mlscope_lab.processing.raw:Tensor",
+        "constant": "mlscope_lab.processing.raw:Constant",
         "audio_frames": "mlscope_lab.processing.audio:AudioFrames",
         "byte_windows": "mlscope_lab.processing.text:ByteWindows",
         "select": "mlscope_lab.processing.raw:Select",

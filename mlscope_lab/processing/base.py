@@ -27,7 +27,7 @@ _GROUP = "mlscope_lab.steps"
 class Step:
     """Base of all steps; subclasses are frozen, keyword-only dataclasses."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:

@@ -125,7 +125,9 @@ def _fits(array: npt.NDArray[Any], spec: TensorSpec, *, batched: bool) -> bool:
     if spec.shape is None or array.dtype.name != spec.dtype:
         return False
     want = spec.shape[1:] if batched else spec.shape
-    return array.ndim == len(want) and all(not isinstance(w, int) or w == h for w, h in zip(want, array.shape, strict=True))
+    return array.ndim == len(want) and all(
+        not isinstance(w, int) or w == h for w, h in zip(want, array.shape, strict=True)
+    )
 
 
 def _tensor(recipe: TensorRecipe, sample: Any) -> npt.NDArray[Any]:
