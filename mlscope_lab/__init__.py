@@ -1,3 +1,92 @@
-"""mlscope-lab."""
+"""mlscope-lab: try, compare, verify and dissect ML models from a notebook.
+
+A tour::
+
+    import mlscope_lab as ml
+
+    ml.models()                                        # what is published
+    model = ml.load("efficientnet-lite0", backend="onnxruntime")
+    model.predict("cat.jpg")                           # ranked classes
+    run = ml.profile("efficientnet-lite0", "cat.jpg", backend="pytorch", level="layer")
+    run.mlscope.summary()                              # latency with its interval
+    run.mlscope.slowest()                              # the layers that cost most
+    ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
+    ml.runs()                                          # everything measured so far
+    ml.open_run("latest")                              # an xarray.DataTree, lazily
+    ml.profile(torch_module, example_array)            # live objects, no manifest
+
+Names are loaded when they are first used: importing this package imports neither a framework, nor xarray, nor a user
+interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
 from mlscope_lab._version import __version__
+
+if TYPE_CHECKING:
+    from mlscope_lab.catalog import Catalog, load_catalog
+    from mlscope_lab.config import Settings, load_settings
+    from mlscope_lab.errors import MlscopeError, RunError
+    from mlscope_lab.handle import Model, load
+    from mlscope_lab.public import delete_run, models, open_run, runs
+    from mlscope_lab.report import write_report
+    from mlscope_lab.runner import compare_latency, profile
+
+_LAZY = {
+    "Catalog": "mlscope_lab.catalog",
+    "MlscopeError": "mlscope_lab.errors",
+    "Model": "mlscope_lab.handle",
+    "RunError": "mlscope_lab.errors",
+    "Settings": "mlscope_lab.config",
+    "compare_latency": "mlscope_lab.runner",
+    "delete_run": "mlscope_lab.public",
+    "load": "mlscope_lab.handle",
+    "load_catalog": "mlscope_lab.catalog",
+    "load_settings": "mlscope_lab.config",
+    "models": "mlscope_lab.public",
+    "open_run": "mlscope_lab.public",
+    "profile": "mlscope_lab.runner",
+    "runs": "mlscope_lab.public",
+    "write_report": "mlscope_lab.report",
+}
+
+__all__ = [
+    "Catalog",
+    "MlscopeError",
+    "Model",
+    "RunError",
+    "Settings",
+    "__version__",
+    "compare_latency",
+    "delete_run",
+    "load",
+    "load_catalog",
+    "load_settings",
+    "models",
+    "open_run",
+    "profile",
+    "runs",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "xarray" in sys.modules:  # trees that exist already get their accessor; otherwise it waits for our first tree
+    from mlscope_lab.trace.accessor import ensure_registered
+
+    ensure_registered()

@@ -104,9 +104,7 @@ class TextReporter(Quiet):
         """Draw a bar of its own for each download."""
         if what != self._what:
             self._end_download()
-            self._download = self._tqdm(
-                total=total, desc=what, unit="B", unit_scale=True, leave=False, file=sys.stderr
-            )
+            self._download = self._tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, file=sys.stderr)
             self._what = what
         self._download.update(done - self._download.n)
         if total is not None and done >= total:

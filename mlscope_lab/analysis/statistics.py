@@ -128,7 +128,9 @@ def geometric_interval(medians: Values, confidence: float = CONFIDENCE) -> Inter
     from scipy.stats import t
 
     half = float(t.ppf(0.5 + confidence / 2, n - 1)) * float(logs.std(ddof=1)) / math.sqrt(n)
-    return Interval(centre=centre, low=centre * math.exp(-half), high=centre * math.exp(half), confidence=confidence, n=n)
+    return Interval(
+        centre=centre, low=centre * math.exp(-half), high=centre * math.exp(half), confidence=confidence, n=n
+    )
 
 
 def percentile(values: Values, p: float) -> float:

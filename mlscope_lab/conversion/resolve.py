@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from mlscope_lab._version import __version__
 from mlscope_lab.artifacts import digest_of, fetch
 from mlscope_lab.artifacts.safety import check_safe
 from mlscope_lab.backends import load_backend
-from mlscope_lab.backends.base import Backend, ModelFiles, TensorSpec
+from mlscope_lab.backends.base import Backend, ModelFiles
 from mlscope_lab.config import Settings
 from mlscope_lab.errors import BackendNotAvailableError, ConversionError, UnsupportedModelError
 from mlscope_lab.launchers.codec import model_to_json

@@ -23,7 +23,7 @@ from mlscope_lab.launchers.lock import measuring
 from mlscope_lab.measure import PassPlan, Workload, run_pass
 from mlscope_lab.processing.recipe import Recipe, answers, example_feeds, prepare
 
-__all__ = ["measure", "run_task", "session_facts"]
+__all__ = ["feeds_of", "measure", "run_task", "session_facts"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Emit = Callable[..., None]
@@ -84,13 +84,27 @@ def _samples(described: list[dict[str, Any]], arrays: Arrays) -> list[Any]:
     """Turn samples as data (path, bytes or array) back into what preprocessing takes."""
     found: list[Any] = []
     for item in described:
-        if item["kind"] == "path":
+        if item["kind"] == "path" and item["path"].endswith(".npy"):
+            found.append(_tensor_file(Path(item["path"])))
+        elif item["kind"] == "path":
             found.append(Path(item["path"]))
         elif item["kind"] == "bytes":
             found.append(arrays[item["key"]].tobytes())
         else:
             found.append(arrays[item["key"]])
     return found
+
+
+def _tensor_file(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name} is not a .npy file of plain numbers: {error}") from error
+
+
+def feeds_of(task: Mapping[str, Any], arrays: Arrays, session: Session) -> Arrays:
+    """Return the feeds of one predict of an opened session."""
+    return _feeding(task, arrays)(session)()
 
 
 def _feeding(task: Mapping[str, Any], arrays: Arrays) -> Callable[[Session], Callable[[], Arrays]]:
@@ -100,16 +114,19 @@ def _feeding(task: Mapping[str, Any], arrays: Arrays) -> Callable[[Session], Cal
 
         def synthetic(session: Session) -> Callable[[], Arrays]:
             declared = [r.spec for r in recipe.inputs] or list(session.inputs)
-            made = example_feeds(
-                declared, seed=task["seed"], batch_size=task["batch_size"], symbols=task["symbols"]
-            )
+            made = example_feeds(declared, seed=task["seed"], batch_size=task["batch_size"], symbols=task["symbols"])
             names = [s.name for s in session.inputs]
             feeds = made if set(made) <= set(names) else dict(zip(names, made.values(), strict=True))
             return lambda: feeds
 
         return synthetic
     samples = {name: _samples(items, arrays) for name, items in task["samples"].items()}
-    return lambda session: lambda: prepare(recipe, samples, session.inputs)
+
+    def given(session: Session) -> Callable[[], Arrays]:
+        named = {session.inputs[0].name: samples[""]} if set(samples) == {""} and len(session.inputs) == 1 else samples
+        return lambda: prepare(recipe, named, session.inputs)
+
+    return given
 
 
 def _opener(task: Mapping[str, Any]) -> Callable[[str], Session]:
@@ -136,7 +153,7 @@ def _measure(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
 
 def _predict(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
     with _opener(task)("model") as session:
-        outputs = session.predict(_feeding(task, arrays)(session)())
+        outputs = session.predict(feeds_of(task, arrays, session))
         emit({"type": "session", **session_facts(session)})
     emit({"type": "outputs", "names": list(outputs)}, {str(i): a for i, a in enumerate(outputs.values())})
 
@@ -144,7 +161,10 @@ def _predict(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
 def _agreement(source: ModelFiles, derived: ModelFiles, task: Mapping[str, Any], example: Arrays) -> dict[str, Any]:
     """Run both forms on the example and compare, or say why not."""
     found: dict[str, dict[str, npt.NDArray[Any]]] = {}
-    for role, model, name in (("source", source, task["source_backend"]), ("derived", derived, task["derived_backend"])):
+    for role, model, name in (
+        ("source", source, task["source_backend"]),
+        ("derived", derived, task["derived_backend"]),
+    ):
         backend = load_backend(name)
         if not backend.availability().ok:
             return {"measured": False, "reason": f"backend '{name}' is not installed"}
