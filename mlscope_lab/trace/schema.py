@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
-    "FAILURE_KINDS", "GROUPS", "LATENCY", "LAYERS", "LEVELS", "LEVEL_ALIASES", "OUTPUTS", "PASSES",
-    "RECORDED_LEVELS", "REQUIRED_ATTRS", "SCHEMA_VERSION", "STATUSES", "UNITS",
+    "DTYPES", "FAILURE_KINDS", "GROUPS", "LATENCY", "LAYERS", "LEVELS", "LEVEL_ALIASES", "OUTPUTS", "PASSES",
+    "PROVENANCES", "RECORDED_LEVELS", "REQUIRED_ATTRS", "RUN_ID", "SCHEMA_VERSION", "STATUSES", "TEXT", "UNITS",
 ]  # fmt: skip
 
 SCHEMA_VERSION: Final = "1.0"
+RUN_ID: Final = r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}"
 
 PASSES: Final = "passes"
 LATENCY: Final = "latency"
@@ -53,6 +54,11 @@ GROUPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "resolution_ns": ("pass",),
         "outputs_equal": ("pass",),
         "max_output_difference": ("pass",),
+        "anchor_ns": ("pass",),
+        "open_ns": ("pass",),
+        "first_predict_ns": ("pass",),
+        "peak_bytes": ("pass",),
+        "dropped_events": ("pass",),
     },
     LATENCY: {
         "process": ("latency_iteration",),
@@ -82,6 +88,19 @@ GROUPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "pass_duration_ns": ("layer_iteration",),
     },
 }
+
+# Variables that are text, and those that are neither text nor int64.
+TEXT: Final = frozenset(
+    {"level", "executable_digest", "name", "type", "scope", "input_shapes", "output_shapes", "sources"}
+)
+DTYPES: Final = {
+    "overhead_ratio": "float64",
+    "overhead_low": "float64",
+    "overhead_high": "float64",
+    "max_output_difference": "float64",
+    "outputs_equal": "int8",
+}
+PROVENANCES: Final = ("measured", "analytic", "imported", "derived")
 
 UNITS: Final = {
     "_ns": "ns",
