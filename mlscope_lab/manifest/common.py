@@ -48,7 +48,9 @@ InsidePath = Annotated[str, AfterValidator(_inside)]
 class ManifestBase(BaseModel):
     """Base of every manifest object: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False, str_strip_whitespace=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=False, str_strip_whitespace=True, allow_inf_nan=False
+    )
 
 
 class FileLocation(ManifestBase):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from mlscope_lab import plugins
 from mlscope_lab.errors import PluginError
 from mlscope_lab.manifest.common import Attributes, FrameworkConstraint, Location, ManifestBase, Name, Tensor
+from mlscope_lab.manifest.messages import explain
 
 __all__ = ["FORMATS", "TASKS", "ClaimedMetric", "Input", "Labels", "ModelManifest", "Output", "Source"]
 
@@ -28,26 +31,41 @@ TASKS = (
 )  # fmt: skip
 
 
+@cache
+def _step_type(step: type) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    adapter: TypeAdapter[Any] = TypeAdapter(step)
+    return adapter, adapter.json_schema()
+
+
+def _wrong(suffix: str, problem: str) -> PydanticCustomError:
+    return PydanticCustomError("step_error", "{suffix} {problem}", {"suffix": suffix, "problem": problem})
+
+
 def _validated_steps(value: Any) -> Any:
-    """Check each step's name and parameters; return them as plain dicts."""
+    """Check each step's name and parameters; return them as plain dicts, parameters in their declared types."""
     if not isinstance(value, list | tuple):
-        raise ValueError("must be a list of steps, each a mapping with the key 'step'")
+        raise _wrong("", "must be a list of steps such as {step: softmax}")
     done = []
     for index, item in enumerate(value):
+        at = f"[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("step"), str):
-            raise ValueError(f"[{index}] must be a mapping with the key 'step', not {item!r}")
-        parameters = {k: v for k, v in item.items() if k != "step"}
+            raise _wrong(at, f"must be a mapping with the key 'step', not {str(item)[:80]!r}")
+        name, parameters = item["step"], {k: v for k, v in item.items() if k != "step"}
         try:
-            step = plugins.load("mlscope_lab.steps", item["step"])
+            step = plugins.load("mlscope_lab.steps", name)
         except PluginError as error:
-            raise ValueError(f"[{index}]: {error}") from None
+            raise _wrong(f"{at}.step", f"names no usable step: {error}") from None
+        adapter, schema = _step_type(step)
         try:
-            TypeAdapter(step).validate_python(parameters)
+            made = adapter.validate_python(parameters)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(p) for p in first["loc"])
-            raise ValueError(f"[{index}] step '{item['step']}': {where}: {first['msg']}") from None
-        done.append(dict(item))
+            path, problem = explain(error.errors(include_url=False), schema)[0]
+            if problem.startswith("unknown key"):
+                raise _wrong(at, f"(step '{name}') {problem}") from None
+            if path and problem.startswith(path + " "):
+                raise _wrong(f"{at}.{path}", f"{problem.removeprefix(path + ' ')} (step '{name}')") from None
+            raise _wrong(at, f"(step '{name}'): {problem}") from None
+        done.append({"step": name, **{k: getattr(made, k) for k in parameters}})
     return tuple(done)
 
 
