@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.base import Session
+from mlscope_lab.backends.base import Level, Session
 from mlscope_lab.collectors.memory import peak_resident_bytes
 from mlscope_lab.trace.records import PassRecord
 
@@ -38,7 +38,7 @@ class PassPlan:
         Warm-up lasts until both are reached.
     """
 
-    level: str = "model"
+    level: Level = "model"
     iterations: int = 50
     warmup_iterations: int = 5
     warmup_seconds: float = 0.2

@@ -73,7 +73,8 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         rows = [
-            f"<tr><td>{number}</td><td>{r.index}</td><td>{html.escape(str(r.label or ''))}</td><td>{r.score:.4f}</td></tr>"
+            f"<tr><td>{number}</td><td>{r.index}</td><td>{html.escape(str(r.label or ''))}</td>"
+            f"<td>{r.score:.4f}</td></tr>"
             for number, sample in enumerate(self.ranked)
             for r in sample
         ]

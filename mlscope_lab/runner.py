@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from mlscope_lab.backends.base import Session, SessionOptions
+from mlscope_lab.backends.base import Level, Session, SessionOptions
 from mlscope_lab.collectors.environment import available_cores, describe, noise_warnings
 from mlscope_lab.config import Settings, load_settings
 from mlscope_lab.errors import InputError, MlscopeError, RunError, nearest
@@ -118,7 +118,7 @@ class Measurement:
         self._options = SessionOptions(
             threads=configuration.threads or available_cores(), device=configuration.device, seed=configuration.seed
         )
-        levels = ["model"] if configuration.level == "model" else ["model", configuration.level]
+        levels: list[Level] = ["model"] if configuration.level == "model" else ["model", "layer"]
         self._plans = [
             PassPlan(level=level, iterations=configuration.iterations, warmup_iterations=configuration.warmup)
             for level in levels
@@ -205,8 +205,8 @@ class Measurement:
                     run_task({**task, "scratch": folder}, arrays, emit)
                     return
 
-                def open_session(level: str) -> Session:
-                    options = dataclasses.replace(self._options, level=level, scratch=Path(folder))  # type: ignore[arg-type]
+                def open_session(level: Level) -> Session:
+                    options = dataclasses.replace(self._options, level=level, scratch=Path(folder))
                     return self.subject.open(options)
 
                 def workload(session: Session) -> Workload:

@@ -190,6 +190,14 @@ class Comparison:
     n_b: int
 
 
+def _detectable_effect(quantile: float, freedom: float) -> float:
+    """Return the effect, in standard errors, that a t test shows with probability `POWER` (noncentral t)."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct
+
+    return float(brentq(lambda effect: float(nct.sf(quantile, freedom, effect)) - POWER, 0.0, 20.0 * quantile))
+
+
 def compare_medians(
     a: Values, b: Values, *, confidence: float = VERDICT_CONFIDENCE, equivalence: float = EQUIVALENCE
 ) -> Comparison:
@@ -222,7 +230,7 @@ def compare_medians(
         freedom = (va + vb) ** 2 / (va**2 / (len(x) - 1) + vb**2 / (len(y) - 1))
     quantile = float(t.ppf(0.5 + confidence / 2, freedom))
     low, high = ratio * math.exp(-quantile * error), ratio * math.exp(quantile * error)
-    detectable = math.exp((quantile + float(t.ppf(POWER, freedom))) * error)
+    detectable = math.exp(_detectable_effect(quantile, freedom) * error)
     if low > 1.0:
         verdict, reason = "slower", ""
     elif high < 1.0:

@@ -33,6 +33,7 @@ __all__ = [
     "Availability",
     "Backend",
     "Capabilities",
+    "Level",
     "ModelFiles",
     "Session",
     "SessionOptions",

@@ -13,7 +13,8 @@ def peak_resident_bytes() -> int:
     Linux's ``VmHWM`` belongs to the address space and starts anew with a program; ``ru_maxrss`` would carry over
     what the parent held when it forked.
     """
-    if sys.platform == "linux":
+    system: str = sys.platform
+    if system == "linux":
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
                 if line.startswith("VmHWM:"):
@@ -22,4 +23,4 @@ def peak_resident_bytes() -> int:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if system == "darwin" else peak * 1024

@@ -103,7 +103,7 @@ def pass_to_message(record: PassRecord) -> tuple[dict[str, Any], Arrays]:
     return message, arrays
 
 
-def _taken(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+def _taken(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -79,10 +80,8 @@ def _tail(path: Path, lines: int = LOG_LINES) -> list[str]:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the worker and whatever it started."""
     if process.poll() is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     process.wait()
 
 

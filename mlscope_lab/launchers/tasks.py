@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mlscope_lab import plugins
 from mlscope_lab.backends import load_backend
-from mlscope_lab.backends.base import ModelFiles, Session, SessionOptions
+from mlscope_lab.backends.base import Level, ModelFiles, Session, SessionOptions
 from mlscope_lab.errors import InputError, PluginError
 from mlscope_lab.launchers.codec import model_from_json, options_from_json, pass_to_message, specs_to_json
 from mlscope_lab.launchers.lock import measuring
@@ -44,7 +44,7 @@ def session_facts(session: Session) -> dict[str, Any]:
 
 
 def measure(
-    open_session: Callable[[str], Session],
+    open_session: Callable[[Level], Session],
     workload: Callable[[Session], Workload],
     plans: list[PassPlan],
     *,
@@ -129,12 +129,12 @@ def _feeding(task: Mapping[str, Any], arrays: Arrays) -> Callable[[Session], Cal
     return given
 
 
-def _opener(task: Mapping[str, Any]) -> Callable[[str], Session]:
+def _opener(task: Mapping[str, Any]) -> Callable[[Level], Session]:
     backend = load_backend(task["backend"])
     model, options = model_from_json(task["model"]), options_from_json(task["options"])
     scratch = Path(task["scratch"])
 
-    def open_session(level: str) -> Session:
+    def open_session(level: Level) -> Session:
         return backend.open(model, dataclasses.replace(options, level=level, scratch=scratch))
 
     return open_session
