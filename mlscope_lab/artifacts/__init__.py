@@ -11,7 +11,8 @@ Every byte that is not used in place is checked against its SHA-256 and kept by 
 
 from __future__ import annotations
 
-from mlscope_lab.artifacts.cache import Fetched, digest_of
+from mlscope_lab.artifacts.cache import Fetched
+from mlscope_lab.artifacts.digests import digest_of
 from mlscope_lab.artifacts.locations import fetch
 from mlscope_lab.artifacts.progress import Progress
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self, cast
 
-from mlscope_lab.artifacts.cache import CHUNK_BYTES
+from mlscope_lab.artifacts.writer import CHUNK_BYTES
 from mlscope_lab.errors import ArtifactError, UnsafeArtifactError, nearest
 
 __all__ = ["check_ratio", "check_zip", "is_inside", "open_member"]

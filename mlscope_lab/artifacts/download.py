@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from mlscope_lab._version import __version__
-from mlscope_lab.artifacts.cache import CHUNK_BYTES, Fetched, Slot, Writer, locked
+from mlscope_lab.artifacts.cache import Fetched, Slot, locked
+from mlscope_lab.artifacts.writer import CHUNK_BYTES, Writer
 from mlscope_lab.errors import DownloadError, OfflineError
 
 if TYPE_CHECKING:

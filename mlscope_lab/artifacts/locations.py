@@ -10,21 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlscope_lab.artifacts.archives import open_member
-from mlscope_lab.artifacts.cache import (
-    Fetched,
-    Slot,
-    combined_sha256,
-    copy_file,
-    digest_of,
-    files_below,
-    locked,
-    make_folder,
-    stamped,
-    write_stamp,
-)
+from mlscope_lab.artifacts.cache import Fetched, Slot, locked, stamped, write_stamp
+from mlscope_lab.artifacts.digests import combined_sha256, digest_of, files_below
 from mlscope_lab.artifacts.download import fetch_url, filename_of
 from mlscope_lab.artifacts.progress import Progress, TerminalBar
 from mlscope_lab.artifacts.wheels import fetch_package, fetch_wheel
+from mlscope_lab.artifacts.writer import copy_file, link_or_copy, make_folder
 from mlscope_lab.errors import ArtifactError, DigestError, ManifestError
 
 if TYPE_CHECKING:
@@ -169,7 +160,10 @@ def _check_tree(names: Mapping[str, str | None]) -> None:
 def _find_tree(sha256: str, digests: Mapping[str, str], settings: Settings) -> Fetched | None:
     folder = settings.cache / "trees" / sha256
     stamp = settings.cache / "stamps" / f"tree-{sha256}.json"
-    if not folder.is_dir() or files_below(folder) != sorted(digests):
+    try:
+        if not folder.is_dir() or files_below(folder) != sorted(digests):
+            return None
+    except ArtifactError:  # damaged; it is built anew
         return None
     if not stamped(stamp, folder, digests):
         if digest_of(folder) != f"sha256:{sha256}":

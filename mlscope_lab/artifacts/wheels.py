@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlscope_lab.artifacts.archives import open_member
-from mlscope_lab.artifacts.cache import CHUNK_BYTES, Fetched, Slot, locked, make_folder, sha256_of
+from mlscope_lab.artifacts.cache import Fetched, Slot, locked
+from mlscope_lab.artifacts.digests import sha256_of
 from mlscope_lab.artifacts.download import offline_error
+from mlscope_lab.artifacts.writer import CHUNK_BYTES, make_folder
 from mlscope_lab.errors import ArtifactError, DigestError, DownloadError, nearest
 
 if TYPE_CHECKING:
