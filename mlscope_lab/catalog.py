@@ -23,7 +23,7 @@ from mlscope_lab.manifest.system import SystemManifest
 
 __all__ = ["Catalog", "Entry", "load_catalog", "load_entry"]
 
-M = TypeVar("M", ModelManifest, FrameworkManifest, DatasetManifest, SystemManifest, covariant=True)
+M = TypeVar("M", bound=Manifest, covariant=True)
 
 _MAX_FILES = 20_000
 
@@ -202,8 +202,8 @@ class Catalog:
         *,
         task: str | None = None,
         framework: str | None = None,
-        format: str | None = None,
-        search: str | None = None,  # noqa: A002
+        format: str | None = None,  # noqa: A002 - the manifest's own word
+        search: str | None = None,
     ) -> list[Entry[ModelManifest]]:
         """Return the models for which all given conditions hold, by name, newest version first.
 
