@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlscope_lab.trace.records import LayerTrace
 
-__all__ = ["build_run", "new_run_id", "plain"]
+__all__ = ["build_run", "new_run_id", "plain", "texts_as_objects"]
 
 _INT = npt.NDArray[np.int64]
 _ANALYTIC = frozenset({"parameter_bytes", "activation_bytes"})
@@ -246,7 +246,7 @@ def _check_records(passes: Sequence[PassRecord]) -> None:
                 raise SchemaError(f"passes[{index}].{name} has shape {np.shape(getattr(record, name))}, not ({n},)")
 
 
-def _texts_as_objects(outputs: xr.Dataset) -> xr.Dataset:
+def texts_as_objects(outputs: xr.Dataset) -> xr.Dataset:
     """Return a copy whose strings are object arrays, whatever kind pandas or numpy made them."""
     return outputs.assign({
         name: variable.astype(object)
@@ -300,7 +300,7 @@ def build_run(
         groups[schema.LAYERS], differences = _layers(passes)
         warnings += differences
     if outputs is not None:
-        groups[schema.OUTPUTS] = _texts_as_objects(outputs)
+        groups[schema.OUTPUTS] = texts_as_objects(outputs)
     if isinstance(root.get("warnings"), list):
         root["warnings"] = list(dict.fromkeys([*root["warnings"], *warnings]))
     if isinstance(root.get("unavailable"), dict):
