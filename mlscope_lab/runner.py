@@ -221,7 +221,7 @@ class Measurement:
                 raise TaskFailure(kind="error", message=str(error), error=error) from error
 
     def _attrs(self) -> dict[str, Any]:
-        from mlscope_lab.store.ids import new_run_id
+        from mlscope_lab.trace.build import new_run_id
 
         what, facts, files = self._what, self._facts, self.subject.files
         recipe = self.subject.recipe.to_json()
@@ -242,7 +242,7 @@ class Measurement:
                 unavailable.update(record.layers.unavailable)
         return {
             "schema_version": schema.SCHEMA_VERSION,
-            "run_id": new_run_id(self._created),
+            "run_id": new_run_id(),
             "created_at": self._created.isoformat(timespec="milliseconds"),
             "status": "complete",
             "model": self.subject.name,
