@@ -1,0 +1,418 @@
+"""PyTorch: weights with an architecture, TorchScript, exported programs, and live modules."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions, TensorSpec
+from mlscope_lab.backends.pytorch_hooks import HookTracer
+from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
+from mlscope_lab.backends.pytorch_operators import OperatorTracer
+from mlscope_lab.backends.pytorch_values import dtype_name, flatten, to_array, to_tensor
+from mlscope_lab.errors import BackendNotAvailableError, SessionError, UnsupportedModelError
+from mlscope_lab.trace.records import LayerTrace
+
+__all__ = ["PyTorchBackend", "PyTorchSession", "input_names"]
+
+
+class PyTorchBackend(Backend):
+    """The PyTorch backend."""
+
+    name = "pytorch"
+    title = "PyTorch"
+    distributions = ("torch",)
+    module = "torch"
+    extra = "pytorch"
+    formats = FORMATS
+
+    def capabilities(self) -> Capabilities:
+        """Tell what can be opened and recorded here; imports torch."""
+        self.require()
+        import importlib.util
+
+        import torch
+
+        unavailable = {}
+        formats = list(FORMATS)
+        if importlib.util.find_spec("safetensors") is None:
+            formats.remove("safetensors")
+            unavailable["safetensors"] = "no module named 'safetensors'"
+        cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if not cuda:
+            built = torch.backends.cuda.is_built()
+            unavailable["cuda"] = "PyTorch sees no CUDA device" if built else "this build of PyTorch has no CUDA"
+        return Capabilities(
+            formats=tuple(formats), levels=("model", "layer"), devices=("cpu", *cuda), unavailable=unavailable
+        )
+
+    def accepts(self, obj: object) -> bool:
+        """Tell whether `obj` is a torch module (eager, scripted or compiled)."""
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(obj, torch.nn.Module)
+
+    def _open(self, model: ModelFiles, options: SessionOptions) -> Session:
+        import torch
+
+        device = _device(options.device)
+        if not model.path.exists():
+            raise UnsupportedModelError(f"'{model.name}': there is no file {model.path}")
+        torch.manual_seed(options.seed)
+        module = load_module(model)
+        mode = {"torchscript": "graph", "torch_exported": "exported"}.get(model.format, "eager")
+        inputs = model.inputs
+        if not inputs:
+            names = input_names(module) or ("input",)
+            inputs = tuple(TensorSpec(name=name, dtype="any") for name in names)
+        return PyTorchSession(
+            module.to(device), inputs=inputs, outputs=model.outputs, options=options, mode=mode, digest=model.digest
+        )
+
+    def _wrap(self, obj: object, example: Mapping[str, npt.NDArray[Any]], options: SessionOptions) -> Session:
+        import torch
+
+        if not self.accepts(obj):
+            raise UnsupportedModelError(f"Backend 'pytorch' takes torch modules, got {type(obj).__name__}")
+        module: Any = obj
+        device = _device(options.device)
+        if any(torch.nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
+            raise UnsupportedModelError(
+                f"The module {type(module).__name__} has lazy parameters without a shape yet; call it once first"
+            )
+        homes = {str(tensor.device) for tensor in (*module.parameters(), *module.buffers())}
+        if homes - {device}:
+            raise UnsupportedModelError(
+                f"The module {type(module).__name__} is on {', '.join(sorted(homes))}, and the session asks for "
+                f"'{device}'. Move it with module.to('{device}'), or ask for the device it is on"
+            )
+        torch.manual_seed(options.seed)
+        mode = "graph" if isinstance(module, torch.jit.ScriptModule) else "eager"
+        mode = "compiled" if _is_compiled(module) else mode
+        inputs = tuple(
+            TensorSpec(name=name, dtype=np.asarray(array).dtype.name, shape=(None,) * np.ndim(array))
+            for name, array in example.items()
+        )
+        return PyTorchSession(
+            module, inputs=inputs, outputs=(), options=options, mode=mode, digest=digest_of_module(module)
+        )
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cpu":
+        return name
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise UnsupportedModelError(f"Backend 'pytorch' knows the devices 'cpu' and 'cuda:N', not '{name}'")
+    index = int(name.partition(":")[2] or 0)
+    seen = torch.cuda.device_count()
+    if index >= seen:
+        raise BackendNotAvailableError(
+            f"Device '{name}' is not available: PyTorch {torch.__version__} sees {seen} CUDA devices. "
+            f"Use device='cpu', or install a CUDA build of torch on a machine with a GPU"
+        )
+    return f"cuda:{index}"
+
+
+def _is_compiled(module: Any) -> bool:
+    return hasattr(module, "_orig_mod") and "_dynamo" in type(module).__module__
+
+
+def input_names(module: Any) -> tuple[str, ...]:
+    """Return the names of the arguments that a module's ``forward`` needs, or () where it does not say."""
+    schema = getattr(getattr(module, "forward", None), "schema", None)
+    if schema is not None:
+        return tuple(a.name for a in schema.arguments if a.name != "self" and not a.has_default_value())
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = _signature(module)
+    return tuple(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
+
+
+def _signature(module: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _by_keyword(module: Any, names: Sequence[str]) -> bool:
+    """Tell whether every name is one of ``forward``'s own, so that order does not matter."""
+    schema = getattr(getattr(module, "forward", None), "schema", None)
+    if schema is not None:
+        known = {argument.name for argument in schema.arguments}
+    else:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known = {p.name for p in _signature(module) if p.kind in kinds}
+    return bool(names) and set(names) <= known
+
+
+def _precision(module: Any) -> str:
+    counts: dict[str, int] = {}
+    for tensor in module.parameters():
+        name = dtype_name(tensor.dtype)
+        counts[name] = counts.get(name, 0) + tensor.numel()
+    return max(counts, key=lambda name: counts[name]) if counts else "float32"
+
+
+class PyTorchSession(Session):
+    """A module ready to run.
+
+    The module runs in inference mode and, unless it is an exported graph, in evaluation mode; a live module gets its
+    training flags back when the session closes. Arguments go by name if ``forward`` has all their names, else in order.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        options: SessionOptions,
+        mode: str,
+        digest: str,
+    ) -> None:
+        super().__init__()
+        import torch
+
+        self._torch = torch
+        self._module = module
+        self._options = options
+        self.warnings: list[str] = []
+        self.inputs = inputs
+        self.outputs = outputs
+        self.execution_mode = mode
+        self.device = _device(options.device)
+        self.precision = _precision(module)
+        self.executable_digest = _digest(digest, mode, torch.__version__)
+        self._names = tuple(spec.name for spec in inputs)
+        self._keywords = self._names if _by_keyword(module, self._names) else None
+        self._cuda = self.device != "cpu"
+        self._declared = bool(outputs)
+        self._form: list[tuple[Any, Any]] = []
+        self._owned = _owned(module)
+        self._traceable = options.level == "layer"
+        self._copies = True
+        self._writes = False
+        self._feeds: Mapping[str, npt.NDArray[Any]] | None = None
+        self._tracer: HookTracer | OperatorTracer | None = None
+        self._threads_before = torch.get_num_threads()
+        self._set_threads()
+        self._training = self._to_evaluation()
+
+    def _set_threads(self) -> None:
+        torch = self._torch
+        asked = self._options.threads
+        if asked is not None:
+            torch.set_num_threads(asked)
+            if torch.get_num_interop_threads() != 1:
+                try:
+                    torch.set_num_interop_threads(1)
+                except RuntimeError:
+                    self.warnings.append(
+                        f"PyTorch keeps {torch.get_num_interop_threads()} inter-operator threads: they were started "
+                        f"already and cannot be changed in this process; use on='subprocess' for one"
+                    )
+        self.threads: int = torch.get_num_threads()
+        if asked is not None and self.threads != asked:
+            self.warnings.append(f"PyTorch runs on {self.threads} threads, {asked} were asked for")
+
+    def _to_evaluation(self) -> list[tuple[Any, bool]]:
+        if self.execution_mode == "exported":  # its mode was fixed when it was exported
+            return []
+        before = [(module, module.training) for module in self._module.modules()]
+        if any(training for _, training in before):
+            if self._module.training:
+                self.warnings.append(
+                    "The module was in training mode; it runs in evaluation mode, and is set back at close"
+                )
+            self._module.eval()
+        return before
+
+    def _predict(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        if self._tracer is not None:
+            return self._run_traced(feeds, self._tracer)
+        outputs = self._run(feeds)
+        self._feeds = feeds if self._traceable else None
+        return outputs
+
+    def _run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        torch = self._torch
+        if torch.get_num_threads() != self.threads:  # another session in this process asked for its own
+            torch.set_num_threads(self.threads)
+        arrays = [np.asarray(feeds[name]) for name in self._names]
+        form = [(array.shape, array.dtype) for array in arrays]
+        if form != self._form or len(feeds) != len(arrays):
+            self.check(feeds)
+            self._form = form
+        # made outside inference mode, for there tensors do not count the writes to them
+        tensors = [self._tensor(array) for array in arrays]
+        with torch.inference_mode():
+            arguments = [tensor.to(self.device) for tensor in tensors] if self._cuda else tensors
+            if self._keywords is None:
+                result = self._module(*arguments)
+            else:
+                result = self._module(**dict(zip(self._keywords, arguments, strict=True)))
+            if self._cuda:
+                torch.cuda.synchronize(self.device)
+            outputs = self._outputs(result, tensors)
+        self._watch_writes(tensors)
+        return outputs
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Any:
+        if self._copies:
+            return to_tensor(array.copy())
+        if array.flags.writeable:
+            try:
+                return self._torch.from_numpy(array)
+            except (TypeError, ValueError):  # strides or a type that need the longer way
+                return to_tensor(array)
+        return to_tensor(array)
+
+    def _watch_writes(self, tensors: list[Any]) -> None:
+        """Give copies to a module that works in place; the very first predict always gets them, to find out."""
+        for tensor in tensors:
+            if tensor._version:
+                self._writes = True
+        self._copies = self._writes
+
+    def _outputs(self, result: Any, inputs: list[Any]) -> dict[str, npt.NDArray[Any]]:
+        if type(result) is self._torch.Tensor and len(self.outputs) == 1:
+            name = self.outputs[0].name
+            return {name: self._array(name, result, inputs)}
+        found = {}
+        for name, leaf in flatten(result):
+            if name in found:
+                raise SessionError(f"The module returns two outputs of the name '{name}'")
+            if isinstance(leaf, self._torch.Tensor):
+                found[name] = self._array(name, leaf, inputs)
+            elif isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
+                found[name] = np.array(leaf)
+            else:
+                self._note(f"Output '{name}' is a {type(leaf).__name__}, neither tensor nor number, and is left out")
+        if not self._declared:
+            if not self.outputs:
+                self.outputs = tuple(
+                    TensorSpec(name=name, dtype=array.dtype.name, shape=(None,) * array.ndim)
+                    for name, array in found.items()
+                )
+            return found
+        wanted = [spec.name for spec in self.outputs]
+        if all(name in found for name in wanted):
+            return {name: found[name] for name in wanted}
+        if len(wanted) == len(found):
+            return dict(zip(wanted, found.values(), strict=True))
+        raise SessionError(
+            f"The module returns {len(found)} outputs ({', '.join(found)}), and the manifest declares {len(wanted)} "
+            f"({', '.join(wanted)}); declare all of them, or some by the names given here"
+        )
+
+    def _array(self, name: str, tensor: Any, inputs: list[Any]) -> npt.NDArray[Any]:
+        if tensor.dtype == self._torch.bfloat16:
+            self._note(f"Output '{name}' is bfloat16, which numpy lacks; it is returned as float32")
+        array = to_array(tensor)
+        if not array.flags.c_contiguous:
+            return np.ascontiguousarray(array)
+        # what the module still owns, or was given, would change under the caller with the next predict
+        if not self._cuda and tensor.layout == self._torch.strided:
+            memory = tensor.untyped_storage().data_ptr()
+            if memory in self._owned or any(memory == given.untyped_storage().data_ptr() for given in inputs):
+                return array.copy()
+        return array
+
+    def _note(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def _run_traced(
+        self, feeds: Mapping[str, npt.NDArray[Any]], tracer: HookTracer | OperatorTracer
+    ) -> dict[str, npt.NDArray[Any]]:
+        if not tracer.discovered:
+            self._discover(feeds, tracer)
+        start = tracer.begin()
+        try:
+            outputs = self._run(feeds)
+        except BaseException:
+            tracer.discard()
+            raise
+        tracer.commit(start, time.perf_counter_ns() - start)
+        return outputs
+
+    def _discover(self, feeds: Mapping[str, npt.NDArray[Any]], tracer: HookTracer | OperatorTracer) -> None:
+        tracer.discover(lambda: self._run(feeds))
+        tracer.attach()
+
+    def _begin_trace(self) -> None:
+        """Start tracing; runs once, untimed, on the feeds of the last predict (else at the first traced one)."""
+        if not self._traceable:
+            raise SessionError("The session was opened for level 'model'; open it with level='layer' to trace layers")
+        if self.execution_mode == "compiled":
+            raise SessionError(
+                "A module under torch.compile records no layers: hooks would make it compile anew, as another program. "
+                "Trace the module that was compiled instead"
+            )
+        if self.execution_mode == "eager":
+            self._tracer = HookTracer(self._module, self.device)
+        elif self._cuda:
+            raise SessionError("TorchScript and exported graphs record layers on 'cpu' only; open with device='cpu'")
+        else:
+            self._tracer = OperatorTracer(self._module)
+        if self._feeds is not None:
+            try:
+                self._discover(self._feeds, self._tracer)
+            except Exception as error:
+                self._tracer.detach()
+                self._tracer = None
+                raise SessionError(f"The untimed run before the trace: {type(error).__name__}: {error}") from error
+
+    def _end_trace(self) -> LayerTrace:
+        tracer, self._tracer = self._tracer, None
+        if tracer is None:
+            raise SessionError("The session is not tracing; call begin_trace() first")
+        try:
+            return tracer.end(self._traced_digest())
+        finally:
+            tracer.detach()
+
+    def _traced_digest(self) -> str:
+        """Return the digest of what ran under hooks: attention leaves its fused path when any are present."""
+        torch = self._torch
+        fused = (torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer)
+        if (
+            self.execution_mode == "eager"
+            and torch.backends.mha.get_fastpath_enabled()
+            and any(isinstance(module, fused) for module in self._module.modules())
+        ):
+            self._note("Attention modules leave PyTorch's fused fast path while they are traced")
+            return _digest(self.executable_digest, "without the fused attention path", torch.__version__)
+        return self.executable_digest
+
+    def _close(self) -> None:
+        tracer, self._tracer = self._tracer, None
+        if tracer is not None:
+            tracer.detach()
+        for module, training in self._training:
+            module.training = training
+        if self._torch.get_num_threads() == self.threads:
+            self._torch.set_num_threads(self._threads_before)
+        self._module = None
+        self._feeds = None
+
+
+def _digest(digest: str, mode: str, version: str) -> str:
+    return "sha256:" + hashlib.sha256(f"{digest}\n{mode}\ntorch {version}".encode()).hexdigest()
+
+
+def _owned(module: Any) -> frozenset[int]:
+    """Return the addresses of the memory of a module's weights and buffers."""
+    import torch
+
+    tensors = (*module.parameters(), *module.buffers())
+    return frozenset(t.untyped_storage().data_ptr() for t in tensors if t.layout == torch.strided and not t.is_meta)
