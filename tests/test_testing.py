@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlscope_lab.testing import check_layer_trace, synthetic_layer_trace, synthetic_pass
+from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, TensorSpec
+from mlscope_lab.errors import SessionError, UnsupportedModelError
+from mlscope_lab.testing import BackendContract, check_layer_trace, synthetic_layer_trace, synthetic_pass
+from mlscope_lab.trace.records import LayerTable, LayerTrace
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,3 +106,248 @@ def test_checker_counts_iterations_and_compares_clock_readings():
         check_layer_trace(trace, after_ns=1001)
     with pytest.raises(AssertionError, match="after its predict"):
         check_layer_trace(trace, before_ns=2000)
+
+
+# -- the contract: each deliberate fault must fail the method that is there for it ----------------------------------
+
+
+class _Doubler(Session):
+    """A correct session; the subclasses below each break one promise."""
+
+    execution_mode = "graph"
+
+    def __init__(self, options):
+        super().__init__()
+        self.inputs = (TensorSpec(name="x", dtype="float32", shape=("batch", 4)),)
+        self.outputs = (TensorSpec(name="y", dtype="float32", shape=("batch", 4)),)
+        self.executable_digest = "sha256:" + "a" * 64
+        self.threads = options.threads
+        self.level = options.level
+        self.calls = []
+
+    def _predict(self, feeds):
+        self.check(feeds)
+        start = time.perf_counter_ns()
+        result = self.compute(feeds["x"])
+        if self._tracing:
+            self.calls.append((start, time.perf_counter_ns() - start))
+        return {"y": result}
+
+    def compute(self, x):
+        return np.ascontiguousarray(x) * np.float32(2)
+
+    def _begin_trace(self):
+        if self.level != "layer":
+            raise SessionError("not opened for layers")
+        self.calls = []
+
+    def _end_trace(self):
+        times = np.array(self.calls, dtype=np.int64).reshape(-1, 2)
+        thirds = np.linspace(0, 1, 4)[:3]
+        start = times[:, :1] + (times[:, 1:] * thirds).astype(np.int64)
+        each = np.repeat(times[:, 1:] // 3, 3, axis=1)
+        flat = ("",) * 3
+        table = LayerTable(
+            name=("a", "b", "c"), type=("Mul",) * 3, scope=flat, parent=(-1,) * 3, depth=(0,) * 3, input_shapes=flat,
+            output_shapes=("float32[1,4]",) * 3, parameter_bytes=(-1,) * 3, activation_bytes=(-1,) * 3, sources=flat,
+        )  # fmt: skip
+        return LayerTrace(
+            layers=table, start_ns=start, duration_ns=each, exclusive_ns=each, iteration_start_ns=times[:, 0].copy(),
+            iteration_duration_ns=np.maximum(times[:, 1], 1), executable_digest=self.executable_digest,
+        )  # fmt: skip
+
+
+class _DoublerBackend(Backend):
+    name = "doubler"
+    title = "Doubler"
+    module = "numpy"
+    distributions = ("numpy",)
+    session = _Doubler
+
+    def capabilities(self):
+        return Capabilities(formats=("onnx",), levels=("model", "layer"))
+
+    def _open(self, model, options):
+        if model.format != "onnx":
+            raise UnsupportedModelError(f"not {model.format}")
+        if not model.path.exists():
+            raise UnsupportedModelError(f"there is no file {model.path}")
+        if model.path.read_bytes() != GOOD:
+            raise UnsupportedModelError(f"{model.path} is no doubler")
+        return self.session(options)
+
+
+GOOD = b"a doubler" * 8
+
+
+def _backend_of(session):
+    backend = _DoublerBackend()
+    backend.session = session
+    return backend
+
+
+class TestCorrectBackendPasses(BackendContract):
+    @pytest.fixture
+    def backend(self):
+        return _DoublerBackend()
+
+    @pytest.fixture
+    def model_files(self, tmp_path):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(GOOD)
+        return ModelFiles(name="doubler", format="onnx", path=path, digest="sha256:0")
+
+    @pytest.fixture
+    def feeds(self):
+        return {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+
+    @pytest.fixture
+    def expected(self, feeds):
+        return {"y": feeds["x"] * np.float32(2)}
+
+    def test_construction_imports_no_framework(self, backend):
+        pytest.skip("a backend inside a test module cannot be imported by another process")
+
+
+class _ReusesBuffer(_Doubler):
+    buffer = np.zeros((2, 4), np.float32)
+
+    def compute(self, x):
+        return np.multiply(x, np.float32(2), out=self.buffer)
+
+
+class _WritesInput(_Doubler):
+    def compute(self, x):
+        x *= 2
+        return x.copy()
+
+
+class _Drifts(_Doubler):
+    def compute(self, x):
+        self.drift = getattr(self, "drift", 0) + np.float32(1e-3)
+        return x * np.float32(2) + self.drift
+
+
+class _WrongType(_Doubler):
+    def compute(self, x):
+        return x * np.float64(2)
+
+
+class _TakesAnything(_Doubler):
+    def check(self, feeds):
+        pass
+
+
+class _Concurrent(_Doubler):
+    def predict(self, feeds):
+        return self._predict(feeds)
+
+
+class _NeverCloses(_Doubler):
+    def close(self):
+        pass
+
+
+class _CountsInclusiveTwice(_Doubler):
+    def _end_trace(self):
+        trace = super()._end_trace()
+        return dataclasses.replace(trace, duration_ns=trace.duration_ns * 2, exclusive_ns=trace.exclusive_ns * 2)
+
+
+class _OnAnotherClock(_Doubler):
+    def _end_trace(self):
+        trace = super()._end_trace()
+        return dataclasses.replace(trace, start_ns=trace.start_ns + 10**12)
+
+
+class _TracesWarmup(_Doubler):
+    def _predict(self, feeds):
+        tracing, self._tracing = self._tracing, True
+        try:
+            return super()._predict(feeds)
+        finally:
+            self._tracing = tracing
+
+    def _begin_trace(self):
+        if self.level != "layer":
+            raise SessionError("not opened for layers")
+
+
+class _TracesAtAnyLevel(_Doubler):
+    def _begin_trace(self):
+        self.calls = []
+
+
+class _UnstableDigest(_Doubler):
+    def __init__(self, options):
+        super().__init__(options)
+        self.executable_digest = "sha256:" + np.random.default_rng().bytes(32).hex()
+
+
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [
+        (_ReusesBuffer, "test_outputs_stay_valid_after_the_next_predict"),
+        (_WritesInput, "test_predict_leaves_feeds_alone"),
+        (_Drifts, "test_predict_is_deterministic"),
+        (_Drifts, "test_predict_matches_expected"),
+        (_WrongType, "test_predict_matches_expected"),
+        (_WrongType, "test_specs_describe_inputs_and_outputs"),
+        (_TakesAnything, "test_missing_input"),
+        (_TakesAnything, "test_unknown_input"),
+        (_TakesAnything, "test_wrong_dtype"),
+        (_TakesAnything, "test_wrong_shape"),
+        (_Concurrent, "test_concurrent_use_is_refused"),
+        (_NeverCloses, "test_context_manager_closes"),
+        (_UnstableDigest, "test_session_tells_what_runs"),
+        (_TracesAtAnyLevel, "test_no_trace_at_model_level"),
+        (_CountsInclusiveTwice, "test_trace_holds_what_ran"),
+        (_OnAnotherClock, "test_trace_holds_what_ran"),
+        (_TracesWarmup, "test_trace_holds_what_ran"),
+    ],
+)
+def test_contract_fails_the_broken_backend(fault, method, tmp_path):
+    test = getattr(TestCorrectBackendPasses(), method)
+    feeds = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+
+    def run(session):
+        backend = _backend_of(session)
+        given = {
+            "backend": backend,
+            "open_session": session,
+            "feeds": {k: v.copy() for k, v in feeds.items()},
+            "expected": {"y": feeds["x"] * np.float32(2)},
+            "tmp_path": tmp_path,
+        }
+        test(**{k: given[k] for k in inspect.signature(test).parameters})
+
+    run(_Doubler)
+    with pytest.raises((AssertionError, pytest.fail.Exception, SessionError)):
+        run(fault)
+
+
+class _TakesGarbage(_DoublerBackend):
+    def _open(self, model, options):
+        return _Doubler(options)
+
+
+@pytest.mark.parametrize("method", ["test_unknown_format", "test_missing_file", "test_corrupt_file"])
+def test_contract_fails_a_backend_that_opens_anything(method, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(GOOD)
+    files = ModelFiles(name="doubler", format="onnx", path=path, digest="sha256:0")
+    given = {"model_files": files, "tmp_path": tmp_path, "how": "truncated"}
+    test = getattr(TestCorrectBackendPasses(), method)
+    names = [n for n in inspect.signature(test).parameters if n != "backend"]
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        test(backend=_TakesGarbage(), **{n: given[n] for n in names})
+
+
+class _HidesLayers(_DoublerBackend):
+    def capabilities(self):
+        return Capabilities(formats=("onnx",))
+
+
+def test_contract_wants_a_reason_for_missing_layers():
+    with pytest.raises(AssertionError, match="no layer level, and no reason"):
+        TestCorrectBackendPasses().test_capabilities(_HidesLayers())

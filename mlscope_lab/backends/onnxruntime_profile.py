@@ -1,0 +1,363 @@
+"""ONNX Runtime's profile, a JSON file of events, as a `LayerTrace`.
+
+The file holds one event a line, in the order in which events ended: the nodes of a run, bodies before the control-flow
+node around them, then ``model_run``. Times are whole microseconds since the profile began.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.backends.onnxruntime_graph import Outline, sources_of
+from mlscope_lab.errors import SessionError
+from mlscope_lab.trace.records import LayerTable, LayerTrace
+
+__all__ = ["EVENT_CAP", "RESOLUTION_NS", "Clock", "to_layer_trace"]
+
+EVENT_CAP = 1_000_000
+"""Events that ONNX Runtime keeps; later ones are lost without a word."""
+RESOLUTION_NS = 1000
+
+_EVENT = re.compile(
+    r'\{"cat" ?: ?"(?P<cat>\w+)", ?"pid" ?: ?\d+, ?"tid" ?: ?-?\d+, ?"dur" ?: ?(?P<dur>\d+), ?"ts" ?: ?(?P<ts>-?\d+),'
+    r' ?"ph" ?: ?"X", ?"name" ?: ?"(?P<name>.*?)", ?"args" ?: ?\{'
+)
+_OPERATOR = re.compile(r'"op_name" ?: ?"([^"]*)"')
+_INDEX = re.compile(r'"node_index" ?: ?"(\d+)"')
+_SUFFIX = "_kernel_time"
+# the nodes that run other nodes: ONNX's own and ONNX Runtime's generation loops
+_CONTAINERS = frozenset({
+    "BeamSearch", "GreedySearch", "If", "Loop", "Sampling", "Scan", "SequenceMap", "WhisperBeamSearch",
+})  # fmt: skip
+_TYPES = {"float": "float32", "double": "float64", "string": "str"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """How the profile's clock lies on `time.perf_counter_ns`.
+
+    Attributes
+    ----------
+    start_ns
+        Start of the profile on `perf_counter_ns`.
+    error_ns
+        Bound on the error of that.
+    """
+
+    start_ns: int
+    error_ns: int
+
+
+@dataclass(slots=True)
+class _Call:
+    """One executed node of one run; `children` are positions in the run's list."""
+
+    key: tuple[str, str, str]
+    start: int
+    duration: int
+    line: str
+    children: list[int] = field(default_factory=list)
+    parent: int = -1
+
+
+@dataclass(slots=True)
+class _Run:
+    start: int
+    duration: int
+    calls: list[_Call]
+
+
+def _events(path: Path) -> Iterator[tuple[str, int, int, str, str]]:
+    """Yield (category, start, duration, name as JSON writes it, line) of each event."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            found = _EVENT.match(line)
+            if found is not None:
+                yield found["cat"], int(found["ts"]), int(found["dur"]), found["name"], line
+                continue
+            text = line.strip().rstrip(",")
+            if text in {"", "[", "]"}:
+                continue
+            # written by a version that spaces its fields in another way
+            try:
+                event = json.loads(text)
+                yield str(event["cat"]), int(event["ts"]), int(event["dur"]), json.dumps(event["name"])[1:-1], line
+            except (ValueError, KeyError, TypeError) as error:
+                raise SessionError(
+                    f"ONNX Runtime's profile cannot be read: line {number} of {path.name} is {text[:80]!r} ({error})"
+                ) from error
+
+
+def _runs(path: Path, first_us: int) -> Iterator[_Run]:
+    """Yield the runs that began at `first_us` or later and that the profile holds to their end.
+
+    Nodes are in order of their end and linked to their parents.
+    """
+    calls: list[_Call] = []
+    waiting: list[int] = []  # calls that no node around them has ended for yet
+    for category, start, duration, name, line in _events(path):
+        if category == "Session":
+            if name == "model_run":
+                if start >= first_us:
+                    yield _Run(start, duration, _from(start, calls))
+                calls, waiting = [], []
+            continue
+        if start < first_us:
+            continue
+        if category != "Node" or not name.endswith(_SUFFIX):
+            continue
+        operator, index = _OPERATOR.search(line), _INDEX.search(line)
+        op = operator[1] if operator is not None else ""
+        call = _Call((name, op, index[1] if index is not None else ""), start, duration, line)
+        here = len(calls)
+        calls.append(call)
+        # nodes run one after another, so one that began after this one and ended before it is part of it
+        while waiting and (
+            calls[waiting[-1]].start > start or (calls[waiting[-1]].start == start and op in _CONTAINERS)
+        ):
+            inner = waiting.pop()
+            calls[inner].parent = here
+            call.children.append(inner)
+        waiting.append(here)
+
+
+def _from(start: int, calls: list[_Call]) -> list[_Call]:
+    """Leave out the nodes of a run that failed before this one and so left no model_run."""
+    stale = sum(call.start < start for call in calls)
+    if not stale:
+        return calls
+    kept = calls[stale:]
+    for call in kept:
+        call.parent = call.parent - stale if call.parent >= 0 else -1
+        call.children = [child - stale for child in call.children]
+    return kept
+
+
+def _readable(name: str) -> str:
+    """Return a node's name without the suffix, its JSON escapes resolved where they are well formed."""
+    short = name.removesuffix(_SUFFIX)
+    if "\\" not in short:
+        return short
+    try:
+        return str(json.loads(f'"{short}"', strict=False))
+    except ValueError:
+        return short
+
+
+def _shapes(entries: object) -> str:
+    """Return ``float32[1,3];int64[2]`` for ONNX Runtime's ``[{"float":[1,3]},{"int64":[2]}]``."""
+    if not isinstance(entries, list):
+        return ""
+    texts = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            for kind, dims in entry.items():
+                texts.append(f"{_TYPES.get(kind, kind)}[{','.join(str(d) for d in dims)}]")
+    return ";".join(texts)
+
+
+def _arguments(line: str) -> Mapping[str, Any]:
+    """Return the arguments of an event, or {} where a name in it spoils the JSON."""
+    try:
+        arguments = json.loads(line.strip().rstrip(","), strict=False).get("args", {})
+    except ValueError:
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _bytes(arguments: Mapping[str, Any], key: str) -> int:
+    text = str(arguments.get(key, ""))
+    return int(text) if text.isdecimal() else -1
+
+
+class _Rows:
+    """The call sites seen so far: a row for each parent row, branch, node and how often it ran there before.
+
+    The profile does not say which branch an If took, and unnamed nodes of both may be called alike; the branch is told
+    by the nodes that ran in it, all of them, for a branch runs as a whole.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[Any, ...], int] = {}
+        self.parents: list[int] = []
+        self.keys: list[tuple[str, str, str]] = []
+        self.lines: list[str] = []
+        self._known: dict[tuple[Any, ...], list[int]] = {}
+
+    def of(self, run: _Run) -> list[int]:
+        """Return the row of each call of a run, in the run's order."""
+        signature = tuple((call.key, call.parent) for call in run.calls)
+        known = self._known.get(signature)
+        if known is not None:
+            return known
+        rows = [-1] * len(run.calls)
+        counts: dict[tuple[Any, ...], int] = {}
+        roots = [i for i, call in enumerate(run.calls) if call.parent < 0]
+        todo: list[tuple[int, int, tuple[Any, ...]]] = [(i, -1, ()) for i in reversed(roots)]
+        while todo:
+            here, parent, branch = todo.pop()
+            call = run.calls[here]
+            site = (parent, branch, call.key)
+            nth = counts[site] = counts.get(site, 0) + 1
+            row = self.rows.setdefault((*site, nth), len(self.keys))
+            if row == len(self.keys):
+                self.keys.append(call.key)
+                self.lines.append(call.line)
+                self.parents.append(parent)
+            rows[here] = row
+            # children are kept last to first, which is the order in which a stack wants them
+            taken = tuple(run.calls[child].key for child in call.children) if call.key[1] == "If" else ()
+            todo.extend((child, row, taken) for child in call.children)
+        self._known[signature] = rows
+        return rows
+
+    def table(self, outline: Outline) -> LayerTable:
+        names = [_readable(key[0]) for key in self.keys]
+        ops = [key[1] or "unknown" for key in self.keys]
+        sources, scopes = sources_of(names, ops, outline)
+        labels: list[str] = []
+        taken: set[str] = set()
+        for plain in names:
+            label, n = plain or "unnamed", 1
+            while label in taken:
+                n += 1
+                label = f"{plain or 'unnamed'}#{n}"
+            taken.add(label)
+            labels.append(label)
+        depth: list[int] = []
+        for parent in self.parents:
+            depth.append(0 if parent < 0 else depth[parent] + 1)
+        arguments = [_arguments(line) for line in self.lines]
+        return LayerTable(
+            name=tuple(labels),
+            type=tuple(ops),
+            scope=tuple(scopes),
+            parent=tuple(self.parents),
+            depth=tuple(depth),
+            input_shapes=tuple(_shapes(a.get("input_type_shape")) for a in arguments),
+            output_shapes=tuple(_shapes(a.get("output_type_shape")) for a in arguments),
+            parameter_bytes=tuple(_bytes(a, "parameter_size") for a in arguments),
+            activation_bytes=tuple(_bytes(a, "output_size") for a in arguments),
+            sources=tuple(sources),
+        )
+
+
+def to_layer_trace(
+    path: Path,
+    clock: Clock,
+    predicts: Sequence[tuple[int, int]],
+    outline: Outline,
+    executable_digest: str,
+) -> LayerTrace:
+    """Read the traced predicts out of a profile.
+
+    Parameters
+    ----------
+    path
+        The profile; it may hold runs before, between and after the traced ones.
+    clock
+        Where the profile lies on `time.perf_counter_ns`.
+    predicts
+        (start, duration) of each traced predict on `time.perf_counter_ns`, in ns, in order.
+    outline
+        The model's own graph, for the sources and scopes of fused nodes.
+    executable_digest
+        Digest of what ran.
+
+    Returns
+    -------
+    LayerTrace
+        Predicts whose run is not in the profile to its end are left out, and counted in ``dropped_events`` and
+        ``unavailable``.
+
+    Raises
+    ------
+    SessionError
+        If the file cannot be read as a profile, or holds none of the traced runs.
+    """
+    found: list[_Placed] = []
+    rows = _Rows()
+    if predicts:
+        slack = clock.error_ns + RESOLUTION_NS
+        first_us = (predicts[0][0] - clock.start_ns - slack) // 1000
+        waiting = iter(enumerate(predicts))
+        current = next(waiting, None)
+        for run in _runs(path, first_us):
+            start = clock.start_ns + run.start * 1000
+            middle = start + run.duration * 500
+            while current is not None and current[1][0] + current[1][1] + slack < middle:
+                current = next(waiting, None)
+            if current is None:
+                break
+            if current[1][0] - slack <= middle and run.calls:
+                found.append(_Placed(current[0], run, rows.of(run)))
+                current = next(waiting, None)
+        if not found:
+            raise SessionError(
+                f"ONNX Runtime's profile holds none of the {len(predicts)} traced predicts; it keeps {EVENT_CAP:,} "
+                "events, those of the warm-up included. Warm up and trace fewer iterations"
+            )
+    return _assemble(clock, predicts, found, rows.table(outline), executable_digest)
+
+
+class _Placed:
+    """A run as arrays, which take a tenth of the room of its calls."""
+
+    __slots__ = ("duration", "exclusive", "index", "rows", "start")
+
+    def __init__(self, index: int, run: _Run, rows: list[int]) -> None:
+        self.index = index
+        self.rows = rows
+        self.start = np.array([call.start for call in run.calls], dtype=np.int64)
+        self.duration = np.array([call.duration for call in run.calls], dtype=np.int64)
+        inside = np.zeros_like(self.duration)
+        for call in run.calls:
+            if call.parent >= 0:
+                inside[call.parent] += call.duration
+        self.exclusive = np.maximum(self.duration - inside, 0)
+
+
+def _assemble(
+    clock: Clock,
+    predicts: Sequence[tuple[int, int]],
+    found: Sequence[_Placed],
+    table: LayerTable,
+    executable_digest: str,
+) -> LayerTrace:
+    """Fill the arrays, iteration by iteration."""
+    start: npt.NDArray[np.int64] = np.full((len(found), len(table)), -1, dtype=np.int64)
+    duration, exclusive = start.copy(), start.copy()
+    for i, run in enumerate(found):
+        start[i, run.rows] = clock.start_ns + 1000 * run.start
+        duration[i, run.rows] = 1000 * run.duration
+        exclusive[i, run.rows] = 1000 * run.exclusive
+    kept = np.array([predicts[run.index] for run in found], dtype=np.int64).reshape(-1, 2)
+    lost = len(predicts) - len(found)
+    typical = int(np.median([len(run.rows) for run in found])) if found else 0
+    unavailable = {}
+    if lost:
+        unavailable["layers"] = (
+            f"of {lost} of {len(predicts)} iterations: ONNX Runtime keeps {EVENT_CAP:,} events, those of the warm-up "
+            "included; trace fewer iterations to see all"
+        )
+    return LayerTrace(
+        layers=table,
+        start_ns=start,
+        duration_ns=duration,
+        exclusive_ns=exclusive,
+        iteration_start_ns=kept[:, 0].copy(),
+        iteration_duration_ns=kept[:, 1].copy(),
+        resolution_ns=RESOLUTION_NS,
+        clock_error_ns=clock.error_ns,
+        executable_digest=executable_digest,
+        dropped_events=lost * (typical + 2),  # the nodes, SequentialExecutor::Execute and model_run
+        unavailable=unavailable,
+    )
