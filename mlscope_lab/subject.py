@@ -286,9 +286,10 @@ def samples_for(
         return None, {}
     names = [r.spec.name for r in subject.recipe.inputs]
     if not isinstance(given, Mapping):
-        if len(names) > 1:
+        needed = [r.spec.name for r in subject.recipe.inputs if not r.constant]
+        if len(needed) > 1:
             raise InputError(f"'{subject.name}' has {len(names)} inputs ({', '.join(names)}): give a dict by name")
-        given = {names[0] if names else "": given}
+        given = {needed[0] if needed else "": given}
     if names and set(given) - set(names):
         strange = sorted(set(given) - set(names))[0]
         raise InputError(f"'{subject.name}' has no input '{strange}'. Inputs: {', '.join(names)}")

@@ -21,7 +21,7 @@ from mlscope_lab.errors import InputError, PluginError
 from mlscope_lab.launchers.codec import model_from_json, options_from_json, pass_to_message, specs_to_json
 from mlscope_lab.launchers.lock import measuring
 from mlscope_lab.measure import PassPlan, Workload, run_pass
-from mlscope_lab.processing.recipe import Recipe, answers, example_feeds, prepare
+from mlscope_lab.processing.recipe import Recipe, answers, constant_feeds, example_feeds, prepare
 
 __all__ = ["feeds_of", "measure", "run_task", "session_facts"]
 
@@ -115,6 +115,7 @@ def _feeding(task: Mapping[str, Any], arrays: Arrays) -> Callable[[Session], Cal
         def synthetic(session: Session) -> Callable[[], Arrays]:
             declared = [r.spec for r in recipe.inputs] or list(session.inputs)
             made = example_feeds(declared, seed=task["seed"], batch_size=task["batch_size"], symbols=task["symbols"])
+            made |= constant_feeds(recipe, task["batch_size"])
             names = [s.name for s in session.inputs]
             feeds = made if set(made) <= set(names) else dict(zip(names, made.values(), strict=True))
             return lambda: feeds

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from mlscope_lab.backends.base import TensorSpec
 from mlscope_lab.errors import InputError
 from mlscope_lab.processing.base import Pipeline
+from mlscope_lab.processing.raw import Constant
 
-__all__ = ["Recipe", "TensorRecipe", "answers", "example_feeds", "prepare", "specs_of"]
+__all__ = ["Recipe", "TensorRecipe", "answers", "batch_axis", "constant_feeds", "example_feeds", "prepare", "specs_of"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -29,7 +30,8 @@ class TensorRecipe:
     Attributes
     ----------
     spec
-        As the manifest declares it; its first axis is the batch if it is a symbol.
+        As the manifest declares it. Its batch axis is the one called "batch", else a first axis that is a symbol, or of
+        length 1 (one sample at a time).
     pipeline
         Steps from sample to tensor (inputs) or from tensor to answer (outputs), one sample at a time.
     """
@@ -38,9 +40,14 @@ class TensorRecipe:
     pipeline: Pipeline
 
     @property
-    def batched(self) -> bool:
-        """Whether samples are stacked along a first axis of their own."""
-        return bool(self.spec.shape) and not isinstance(self.spec.shape[0], int)  # type: ignore[index]
+    def batch_axis(self) -> int | None:
+        """Position of the axis along which samples are stacked, None if there is none."""
+        return batch_axis(self.spec)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the input is the same for every sample, so that none need be given."""
+        return bool(self.pipeline.steps) and isinstance(self.pipeline.steps[0], Constant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,15 @@ class Recipe:
         return cls(**made)
 
 
+def batch_axis(spec: TensorSpec) -> int | None:
+    """Return the position of a tensor's batch axis, None if it has none."""
+    if not spec.shape:
+        return None
+    if "batch" in spec.shape:
+        return spec.shape.index("batch")
+    return 0 if spec.shape[0] == 1 or not isinstance(spec.shape[0], int) else None
+
+
 def specs_of(tensors: Iterable[Any]) -> tuple[TensorSpec, ...]:
     """Return the specs of tensors as a manifest declares them."""
     return tuple(TensorSpec(name=t.name, dtype=t.dtype, shape=tuple(t.shape)) for t in tensors)
@@ -98,17 +114,18 @@ def example_feeds(
     Parameters
     ----------
     inputs
-        Declared inputs; the first axis counts as batch where it is a symbol.
+        Declared inputs.
     batch_size
-        Length of a symbolic first axis.
+        Length of the batch axis where that is a symbol.
     symbols
         Lengths of other symbols; 1 where not given.
     """
     rng = np.random.default_rng(seed)
     feeds: dict[str, npt.NDArray[Any]] = {}
     for spec in inputs:
+        batch = batch_axis(spec)
         shape = [
-            size if isinstance(size, int) else batch_size if axis == 0 else (symbols or {}).get(str(size), 1)
+            size if isinstance(size, int) else batch_size if axis == batch else (symbols or {}).get(str(size), 1)
             for axis, size in enumerate(spec.shape or ())
         ]
         if spec.dtype in {"float16", "float32", "float64"}:
@@ -120,11 +137,17 @@ def example_feeds(
     return feeds
 
 
-def _fits(array: npt.NDArray[Any], spec: TensorSpec, *, batched: bool) -> bool:
+def constant_feeds(recipe: Recipe, batch_size: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of those inputs that need no sample, by declared name."""
+    return {r.spec.name: _stacked(r, [_tensor(r, None)] * batch_size) for r in recipe.inputs if r.constant}
+
+
+def _fits(array: npt.NDArray[Any], spec: TensorSpec) -> bool:
     """Whether an array is the tensor itself (of one sample), rather than something to preprocess."""
     if spec.shape is None or array.dtype.name != spec.dtype:
         return False
-    want = spec.shape[1:] if batched else spec.shape
+    axis = batch_axis(spec)
+    want = spec.shape if axis is None else spec.shape[:axis] + spec.shape[axis + 1 :]
     return array.ndim == len(want) and all(
         not isinstance(w, int) or w == h for w, h in zip(want, array.shape, strict=True)
     )
@@ -134,10 +157,9 @@ def _tensor(recipe: TensorRecipe, sample: Any) -> npt.NDArray[Any]:
     """Return the tensor of one sample, without its batch axis where there is one."""
     spec = recipe.spec
     if isinstance(sample, np.ndarray):
-        if recipe.batched and sample.ndim and sample.shape[0] == 1 and _fits(sample[0], spec, batched=True):
-            return sample[0]
-        if _fits(sample, spec, batched=recipe.batched):
-            return sample
+        single = _single(recipe, sample)
+        if _fits(single, spec):
+            return single
     if not recipe.pipeline.steps:
         given = f"an array {sample.dtype.name}{list(sample.shape)}" if isinstance(sample, np.ndarray) else repr(sample)
         raise InputError(
@@ -148,16 +170,38 @@ def _tensor(recipe: TensorRecipe, sample: Any) -> npt.NDArray[Any]:
         made = np.asarray(recipe.pipeline(sample))
     except InputError as error:
         raise InputError(f"Input '{spec.name}', {error}") from error
-    if recipe.batched and made.ndim == len(spec.shape or ()) and made.shape[0] == 1:
-        made = made[0]
+    made = _single(recipe, made)
     if made.dtype.name != spec.dtype:
         raise InputError(
             f"Input {spec.describe()}: its preprocessing made {made.dtype.name}{list(made.shape)}; "
             f"end it with {{step: convert, dtype: {spec.dtype}}}"
         )
-    if not _fits(made, spec, batched=recipe.batched):
+    if spec.shape is not None and not _fits(made, spec):
         raise InputError(f"Input {spec.describe()}: its preprocessing made a tensor of shape {list(made.shape)}")
     return made
+
+
+def _single(recipe: TensorRecipe, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Drop a batch axis of length 1, if the array has one."""
+    axis = recipe.batch_axis
+    if axis is not None and array.ndim == len(recipe.spec.shape or ()) and array.shape[axis] == 1:
+        return np.asarray(np.take(array, 0, axis=axis))
+    return array
+
+
+def _stacked(recipe: TensorRecipe, tensors: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Put the tensors of a batch together."""
+    spec, axis = recipe.spec, recipe.batch_axis
+    if axis is None:
+        if recipe.constant or len(tensors) == 1:
+            return np.asarray(tensors[0], order="C")
+        raise InputError(f"Input {spec.describe()} has no batch axis; use batch_size=1")
+    if spec.shape is not None and spec.shape[axis] == 1 and len(tensors) > 1:
+        raise InputError(f"Input {spec.describe()} takes one sample at a time; use batch_size=1")
+    shapes = {t.shape for t in tensors}
+    if len(shapes) > 1:
+        raise InputError(f"Input '{spec.name}': the samples of one batch differ in shape: {sorted(shapes)}")
+    return np.stack(tensors, axis=axis)
 
 
 def prepare(
@@ -171,7 +215,7 @@ def prepare(
         What to do; without declared inputs the session's own are taken as they are.
     samples
         For each input by its declared name, one sample for each place in the batch. An array that already has the
-        declared type and shape is taken as it is.
+        declared type and shape is taken as it is. Inputs that begin with the step constant may be left out.
     specs
         The session's inputs; feeds are named after them, matched by name, else by order.
 
@@ -191,25 +235,16 @@ def prepare(
             f"The model takes the inputs {', '.join(names)}; "
             f"its manifest declares {', '.join(r.spec.name for r in recipe.inputs)}"
         )
+    batch_size = max((len(given) for given in samples.values()), default=1)
     for index, item in enumerate(recipe.inputs):
         declared = item.spec.name
-        if declared not in samples:
+        given = samples.get(declared, [None] * batch_size if item.constant else ())
+        if not given:
             raise InputError(
                 f"Input '{declared}' is missing. Inputs: {', '.join(r.spec.describe() for r in recipe.inputs)}"
             )
-        tensors = [_tensor(item, sample) for sample in samples[declared]]
         name = declared if by_name or not names else names[index]
-        if item.batched:
-            shapes = {t.shape for t in tensors}
-            if len(shapes) > 1:
-                raise InputError(f"Input '{declared}': the samples of one batch differ in shape: {sorted(shapes)}")
-            feeds[name] = np.stack(tensors)
-        elif len(tensors) == 1:
-            feeds[name] = np.ascontiguousarray(tensors[0])
-        else:
-            raise InputError(
-                f"Input {item.spec.describe()} has no batch axis (its first dimension is no symbol); use batch_size=1"
-            )
+        feeds[name] = _stacked(item, [_tensor(item, sample) for sample in given])
     return feeds
 
 
@@ -232,6 +267,10 @@ def answers(recipe: Recipe, outputs: Arrays) -> dict[str, list[Any]]:
         if not item.pipeline.steps:
             continue
         array = outputs[item.spec.name] if item.spec.name in outputs else arrays[index]
-        rows = list(array) if item.batched else [array]
-        found[item.spec.name] = [item.pipeline(row) for row in rows]
+        axis = item.batch_axis
+        rows = [array] if axis is None else [np.take(array, i, axis=axis) for i in range(array.shape[axis])]
+        try:
+            found[item.spec.name] = [item.pipeline(row) for row in rows]
+        except InputError as error:
+            raise InputError(f"Output '{item.spec.name}', {error}") from error
     return found
