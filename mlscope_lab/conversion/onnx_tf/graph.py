@@ -1,4 +1,4 @@
-"""Read an ONNX file into plain nodes: names usable as TensorFlow scopes, attributes as Python values, weights as numpy."""
+"""Read an ONNX file into plain nodes: names usable as TensorFlow scopes, attributes as Python values."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def read(path: Path) -> Graph:
         If the file is not a valid ONNX model, or has inputs that are no tensors.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path)

@@ -8,7 +8,7 @@ operator that does not care keeps the form it is given, so a convolutional graph
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,8 @@ class Value:
         """Number of axes."""
         if self.constant is not None:
             return int(self.constant.ndim)
-        rank = (self.first if self.first is not None else self.last).shape.rank
+        tensor: Any = self.first if self.first is not None else self.last
+        rank = tensor.shape.rank
         if rank is None:
             raise ConversionError("The number of axes of a value is not known before the model runs")
         return int(rank)
@@ -69,7 +70,8 @@ class Value:
             return list(self.constant.shape)
         if self.first is not None:
             return list(self.first.shape.as_list())
-        dims = list(self.last.shape.as_list())  # type: ignore[union-attr]
+        tensor: Any = self.last
+        dims = list(tensor.shape.as_list())
         return [dims[i] for i in first_axes(len(dims))]
 
 
@@ -90,7 +92,6 @@ class Context:
     tf: Any
     file: str
     store: Callable[[Array], Tensor] | None = None
-    _stored: dict[int, tuple[Array, Tensor]] = field(default_factory=dict)
 
     def tensor(self, array: Array) -> Tensor:
         """Return a constant as a tensor."""
