@@ -41,6 +41,14 @@ def _as_strings(where: str, variable: xr.Variable) -> xr.Variable:
     return variable.copy(data=values.astype(np.dtypes.StringDType()))
 
 
+def _encoding(variable: xr.Variable) -> dict[str, Any]:
+    """Ask for one chunk where the array is small, and for no fill value, so that NaN needs no decoding."""
+    chosen: dict[str, Any] = {"_FillValue": None} if variable.dtype.kind == "f" else {}
+    if variable.ndim and 0 < variable.size * max(variable.dtype.itemsize, 1) <= _ONE_CHUNK_BYTES:
+        chosen["chunks"] = variable.shape
+    return chosen
+
+
 def encode(tree: xr.DataTree) -> dict[str, Any]:
     """Return the files of a run's Zarr folder.
 
@@ -74,11 +82,7 @@ def encode(tree: xr.DataTree) -> dict[str, Any]:
         }
         data = data.assign_coords({k: v for k, v in texts.items() if k in data.coords})
         datasets[node.path] = data.assign({k: v for k, v in texts.items() if k not in data.coords})
-        encoding[node.path] = {
-            str(name): {"chunks": variable.shape}
-            for name, variable in data.variables.items()
-            if variable.ndim and 0 < variable.size * max(variable.dtype.itemsize, 1) <= _ONE_CHUNK_BYTES
-        }
+        encoding[node.path] = {str(name): _encoding(variable) for name, variable in data.variables.items()}
     files: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():
