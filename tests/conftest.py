@@ -1,0 +1,33 @@
+"""Every test has its own home, its own measuring lock and no network unless it says so."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mlscope_lab.config import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path_factory.mktemp("home")
+    for name in [n for n in os.environ if n.startswith("MLSCOPE_") and not n.startswith("MLSCOPE_TEST_")]:
+        if name not in {"MLSCOPE_CHROMIUM", "MLSCOPE_INDEX_URL"}:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLSCOPE_HOME", str(home))
+    monkeypatch.setenv("MLSCOPE_LOCK", str(home / "measuring.lock"))
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Settings of this test's own home."""
+    return load_settings()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("MLSCOPE_TEST_NETWORK", "1") != "0":
+        return
+    for item in items:
+        if item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.skip(reason="MLSCOPE_TEST_NETWORK=0"))
