@@ -99,6 +99,8 @@ def summarize(run: xr.DataTree) -> xr.Dataset:
         },
         coords={"stage": np.array(STAGES, dtype=object), "percentile": levels},
         attrs={
+            "backend": run.attrs.get("backend"),
+            "model": run.attrs.get("model"),
             "confidence": 0.95,
             "unit_of_replication": "process" if processes > 1 else "iteration (one process)",
             "interval": "t interval on log medians of processes" if processes > 1 else "interpolated order statistics",

@@ -6,6 +6,8 @@
     The invariants of a `LayerTrace`.
 `synthetic_layer_trace`, `synthetic_pass`
     Valid records of any size from a seed, for tests of whatever takes records.
+`synthetic_run`, `synthetic_failed_run`, `synthetic_ranking`
+    Whole runs and their answers, for tests of whatever takes runs.
 
 Importing this package needs numpy alone; pytest is imported once `BackendContract` is asked for.
 """
@@ -15,12 +17,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlscope_lab.testing.checks import check_layer_trace
+from mlscope_lab.testing.runs import synthetic_failed_run, synthetic_ranking, synthetic_run
 from mlscope_lab.testing.synthetic import synthetic_layer_trace, synthetic_pass
 
 if TYPE_CHECKING:
     from mlscope_lab.testing.contract import BackendContract
 
-__all__ = ["BackendContract", "check_layer_trace", "synthetic_layer_trace", "synthetic_pass"]
+__all__ = [
+    "BackendContract",
+    "check_layer_trace",
+    "synthetic_failed_run",
+    "synthetic_layer_trace",
+    "synthetic_pass",
+    "synthetic_ranking",
+    "synthetic_run",
+]
 
 
 def __getattr__(name: str) -> Any:
