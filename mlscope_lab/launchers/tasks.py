@@ -1,4 +1,4 @@
-"""What a worker can be asked to do: measure, predict, convert. The inline launcher calls the same functions.
+"""What a worker can do: measure, predict, convert, tell capabilities. The inline launcher calls the same functions.
 
 A task is JSON-able; arrays travel beside it. Each function emits messages and returns nothing.
 """
@@ -207,10 +207,16 @@ def _convert(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
     emit({"type": "converted", "made": dict(made), "agreement": agreement})
 
 
+def _capabilities(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
+    """Import one framework and say what it can do here; what crashes at import takes nobody else down."""
+    emit({"type": "capabilities", **dataclasses.asdict(load_backend(task["backend"]).capabilities())})
+
+
 _TASKS: dict[str, Callable[[Mapping[str, Any], Arrays, Emit], None]] = {
     "measure": _measure,
     "predict": _predict,
     "convert": _convert,
+    "capabilities": _capabilities,
 }
 
 
