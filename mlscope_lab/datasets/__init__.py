@@ -1,8 +1,8 @@
 """Labelled data as a sequence of (sample, target).
 
 A sample is what a model's first processing step takes: the path of a file, or a uint8 array (height, width). A target
-is the class index. Nothing is left out in silence: a file that is no sample, an unknown label or a damaged archive is an
-InputError that names it.
+is the class index. Nothing is left out in silence: a file that is no sample, an unknown label or a damaged archive is
+an InputError that names it.
 
 ====================== ====================================================
 `folder.FolderDataset` a folder with one subfolder a class
