@@ -34,7 +34,7 @@ def test_layers_are_in_order_of_start_and_slowest_by_exclusive_time(run):
     data = run["layers"].to_dataset()
     np.testing.assert_allclose(layers["exclusive_ns"], np.median(data["exclusive_ns"].values, axis=0))
     assert {"type", "input_shapes", "output_shapes", "share", "duration_ns"} <= set(layers.columns)
-    assert 0.5 < layers["share"].sum() <= 1.0
+    assert layers["share"].sum() == pytest.approx(1.0, abs=0.1)  # medians need not add up exactly
     slowest = run.mlscope.slowest(3)
     assert list(slowest["exclusive_ns"]) == sorted(layers["exclusive_ns"], reverse=True)[:3]
     assert layers.attrs["pass_ns"] > 0

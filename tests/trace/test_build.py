@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import json
 import math
 from pathlib import Path
@@ -237,7 +237,7 @@ def test_outputs_are_kept_with_text_as_objects(run_attrs):
 def test_attributes_become_what_json_gives_back():
     value = {
         "a": np.float32(0.5), "b": np.arange(2), "c": (1, 2), "d": {"e": {"z", "y"}}, "p": Path("x") / "y",
-        "t": datetime.date(2026, 11, 22), "nan": float("nan"), "none": None, 3: True,
+        "t": dt.date(2026, 11, 22), "nan": float("nan"), "none": None, 3: True,
     }  # fmt: skip
     simple = plain(value)
     assert json.loads(json.dumps(simple, allow_nan=False)) == simple
