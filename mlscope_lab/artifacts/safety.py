@@ -100,7 +100,8 @@ def _onnx(path: Path, trusted: bool) -> None:
 
 def _torchscript(path: Path, trusted: bool) -> None:
     with _open_zip(path, "a TorchScript archive") as archive:
-        code = [i for i in archive.infolist() if re.match(r"[^/]+/code/.*\.py$", i.filename)]
+        # torch finds members without regard to case.
+        code = [i for i in archive.infolist() if i.filename.lower().endswith(".py")]
         names = {i.filename.rpartition("/")[2] for i in archive.infolist()}
         if not code or "data.pkl" not in names:
             raise UnsupportedModelError(

@@ -51,13 +51,14 @@ class Writer:
         self._hash = hashlib.sha256()
         make_folder(path.parent)
         try:
-            # Unbuffered: bytes held back in a buffer would be lost to a later process that resumes.
-            self._stream = path.open("ab" if resume else "wb", buffering=0)
-            if resume:
+            # A pipe or device in the file's place would never come to an end.
+            if resume and path.is_file():
                 with path.open("rb") as stream:
                     for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""):
                         self._hash.update(chunk)
                         self.done += len(chunk)
+            # Unbuffered: bytes held back in a buffer would be lost to a later process that resumes.
+            self._stream = path.open("ab" if self.done else "wb", buffering=0)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -112,8 +113,9 @@ class Writer:
 
     def restart(self) -> None:
         """Drop all bytes."""
-        self._stream.truncate(0)
-        self._stream.seek(0)
+        if self.done:
+            self._stream.truncate(0)
+            self._stream.seek(0)
         self._hash = hashlib.sha256()
         self.done = 0
 
