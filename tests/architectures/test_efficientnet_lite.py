@@ -17,6 +17,15 @@ COUNTS = {"lite0": 4_652_008, "lite1": 5_416_680, "lite2": 6_092_072, "lite3": 8
 EGYPTIAN_CAT = 285
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keep off the other cores: threads that wait for each other on a busy machine take minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("variant", COUNTS)
 def test_parameter_counts(variant):
     assert sum(p.numel() for p in build(variant=variant).parameters()) == COUNTS[variant]
