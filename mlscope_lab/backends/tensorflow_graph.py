@@ -1,0 +1,133 @@
+"""A frozen graph: variables made constants, functions inlined; and from its nodes back to where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from mlscope_lab.backends.tensorflow_load import Opened
+from mlscope_lab.errors import UnsupportedModelError
+
+__all__ = ["BOOKKEEPING", "CALLS", "Frozen", "plain_type"]
+
+# nodes that hold or pass tensors and compute nothing
+BOOKKEEPING = frozenset({"Const", "HostConst", "NoOp", "Placeholder", "_Arg", "_DeviceArg", "_Retval", "_HostConst",
+                         "_DeviceRetval", "_Recv", "_Send", "_HostRecv", "_HostSend"})  # fmt: skip
+CALLS = frozenset({"Case", "For", "If", "PartitionedCall", "StatefulPartitionedCall", "StatelessCase", "StatelessIf",
+                   "StatelessWhile", "While"})  # fmt: skip
+_HEAVY = ("Conv", "MatMul", "Einsum")
+_SOURCES_LIMIT = 64
+
+
+def plain_type(op: str) -> str:
+    """Return an operation's name without the marks of its kernel's library.
+
+    Examples
+    --------
+    >>> plain_type("_MklNativeFusedConv2D"), plain_type("_FusedMatMul"), plain_type("Relu")
+    ('FusedConv2D', 'FusedMatMul', 'Relu')
+    """
+    for mark in ("_MklNative", "_Mkl", "_"):
+        if op.startswith(mark):
+            return op.removeprefix(mark)
+    return op
+
+
+class Frozen:
+    """The graph that layers are recorded from.
+
+    Attributes
+    ----------
+    graph
+        A tf.Graph of its own.
+    feeds, fetches
+        Names of tensors in the order of the model's inputs and outputs.
+    definition
+        The graph, serialised in one way only.
+    """
+
+    def __init__(self, tf: Any, opened: Opened, place: str | None) -> None:
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+        try:
+            frozen = convert_variables_to_constants_v2(opened.function)
+        except (ValueError, KeyError, tf.errors.OpError) as error:
+            raise UnsupportedModelError(
+                f"TensorFlow {tf.__version__} cannot freeze this model, from whose frozen graph layers are recorded: "
+                f"{error}; record level 'model'"
+            ) from error
+        definition = frozen.graph.as_graph_def()
+        arguments = {self._argument(t): t.name for t in frozen.inputs}
+        self.feeds = [self._feed(arguments, opened.function, key) for key in opened.input_keys]
+        flat = dict(zip(sorted(opened.output_keys), (t.name for t in frozen.outputs), strict=True))
+        self.fetches = [flat[key] for key in opened.output_keys]
+        definition.ClearField("versions")
+        self.definition: bytes = definition.SerializeToString(deterministic=True)
+        self.graph = tf.Graph()
+        with self.graph.as_default(), tf.device(place):
+            tf.import_graph_def(frozen.graph.as_graph_def(), name="")
+        self._nodes = {node.name: node for node in definition.node}
+        self._scopes = opened.scopes
+
+    @staticmethod
+    def _argument(tensor: Any) -> str:
+        return str(tensor.name).partition(":")[0]
+
+    @staticmethod
+    def _feed(arguments: dict[str, str], function: Any, key: str) -> str:
+        """Return the frozen graph's tensor of an argument."""
+        spec = function.structured_input_signature[1].get(key)
+        for name in (key, getattr(spec, "name", None)):
+            if name in arguments:
+                return arguments[name]
+        for tensor in function.inputs:  # signatures of TensorFlow 1 keep the names of the graph they were cut from
+            user = (
+                tensor.op.get_attr("_user_specified_name").decode()
+                if "_user_specified_name" in tensor.op.node_def.attr
+                else ""
+            )
+            if user == key and Frozen._argument(tensor) in arguments:
+                return arguments[Frozen._argument(tensor)]
+        raise UnsupportedModelError(f"The frozen graph has lost the input '{key}'; record level 'model'")
+
+    def op_of(self, name: str) -> str:
+        """Return the operation of a node of the frozen graph, "Unknown" for one that it does not hold."""
+        return str(self._nodes[name].op) if name in self._nodes else "Unknown"
+
+    def plain_name(self, name: str) -> str:
+        """Return a node's name without the calls that were inlined around it."""
+        parts = name.split("/")
+        while len(parts) > 1 and parts[0].rstrip("_0123456789") in CALLS:
+            parts = parts[1:]
+        return "/".join(parts)
+
+    def sources(self, name: str, op: str, inputs: Collection[str], executed: Collection[str]) -> list[str]:
+        """Return the nodes of the frozen graph that an executed node stands for, in order; itself if it is not fused.
+
+        They are the nodes between it and what it reads, found by walking the frozen graph upwards.
+        """
+        node = self._nodes.get(name)
+        if node is None or plain_type(node.op) == plain_type(op):
+            return [name]
+        found: list[str] = []
+        waiting = [name]
+        while waiting:
+            current = waiting.pop()
+            if current in found or current not in self._nodes or len(found) > _SOURCES_LIMIT:
+                continue
+            found.append(current)
+            for text in self._nodes[current].input:
+                before = text.lstrip("^").partition(":")[0]
+                inner = before in self._nodes and self._nodes[before].op not in BOOKKEEPING
+                if before not in inputs and before not in executed and inner:
+                    waiting.append(before)
+        return found[::-1] if len(found) <= _SOURCES_LIMIT else [name]
+
+    def scope(self, name: str, sources: list[str]) -> str:
+        """Return the name scope of a node: that of the convolution or product among its sources, else its own.
+
+        It is the Keras layer's path, or the name of the ONNX node that a converted graph was made from.
+        """
+        heavy = [s for s in sources if s in self._nodes and any(word in self._nodes[s].op for word in _HEAVY)]
+        found = self.plain_name(heavy[0] if heavy else name).rpartition("/")[0]
+        return str(self._scopes.get(found, found))
