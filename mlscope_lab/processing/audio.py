@@ -23,7 +23,7 @@ def _decoded(data: bytes, rate: int, name: str) -> npt.NDArray[np.float32]:
         with wave.open(io.BytesIO(data)) as file:
             channels, width, found = file.getnchannels(), file.getsampwidth(), file.getframerate()
             raw = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, ValueError, ArithmeticError, RuntimeError, OSError) as error:  # all from damaged files
+    except (wave.Error, EOFError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(
             f"{name} is not a WAV file with integer (PCM) samples: {error or 'it is cut off'}; "
             "export it as 16-bit PCM WAV"
