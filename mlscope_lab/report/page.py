@@ -8,6 +8,7 @@ is HTML and CSS; without scripts the tables still hold every number.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -202,5 +203,6 @@ def write_report(run_or_runs: xr.DataTree | Sequence[xr.DataTree], path: Path, *
             "you may write to."
         ) from error
     finally:
-        work.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone after a rename; where its folder is none, it never was
+            work.unlink()
     return target

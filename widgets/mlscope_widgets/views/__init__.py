@@ -1,0 +1,1 @@
+"""Functions from datasets to figures, one module a subject."""
