@@ -129,7 +129,7 @@ class Store:
         if final.exists():
             raise StoreError(f"Run {run_id} is stored already in {self.root}; delete it first, or give it another id")
         files = encode(tree)
-        needed = sum(memoryview(data).nbytes for data in files.values())
+        needed = sum(map(len, files.values()))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_files(temporary, files)
