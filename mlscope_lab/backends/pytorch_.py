@@ -24,6 +24,10 @@ from mlscope_lab.trace.records import LayerTrace
 __all__ = ["PyTorchBackend", "PyTorchSession", "input_names"]
 
 
+# copying so little is cheaper than finding out whether it must be copied
+_SMALL_BYTES = 16_384
+
+
 class PyTorchBackend(Backend):
     """The PyTorch backend."""
 
@@ -315,17 +319,24 @@ class PyTorchSession(Session):
         )
 
     def _array(self, name: str, tensor: Any, inputs: list[Any]) -> npt.NDArray[Any]:
-        if tensor.dtype == self._torch.bfloat16:
-            self._note(f"Output '{name}' is bfloat16, which numpy lacks; it is returned as float32")
-        array = to_array(tensor)
+        try:
+            array: npt.NDArray[Any] = tensor.numpy()
+        except (RuntimeError, TypeError):  # another device, layout or type; gradients
+            if tensor.dtype == self._torch.bfloat16:
+                self._note(f"Output '{name}' is bfloat16, which numpy lacks; it is returned as float32")
+            array = to_array(tensor)
         if not array.flags.c_contiguous:
             return np.ascontiguousarray(array)
         # what the module still owns, or was given, would change under the caller with the next predict
-        if not self._cuda and tensor.layout == self._torch.strided:
-            memory = tensor.untyped_storage().data_ptr()
-            if memory in self._owned or any(memory == given.untyped_storage().data_ptr() for given in inputs):
-                return array.copy()
+        if array.nbytes <= _SMALL_BYTES or (not self._cuda and self._shares(tensor, inputs)):
+            return array.copy()
         return array
+
+    def _shares(self, tensor: Any, inputs: list[Any]) -> bool:
+        if tensor.layout != self._torch.strided:
+            return False
+        memory = tensor.untyped_storage().data_ptr()
+        return memory in self._owned or any(memory == given.untyped_storage().data_ptr() for given in inputs)
 
     def _note(self, text: str) -> None:
         if text not in self.warnings:

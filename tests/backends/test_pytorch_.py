@@ -407,18 +407,19 @@ def test_module_that_works_in_place_gets_copies(writeable):
 
 
 class Counter(nn.Module):
-    def __init__(self):
+    def __init__(self, size):
         super().__init__()
-        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("count", torch.zeros(size))
 
     def forward(self, x):
         self.count += 1
         return self.count, x
 
 
-def test_outputs_do_not_share_the_modules_memory():
-    feeds = {"x": np.zeros(4, np.float32)}
-    with wrap(Counter(), feeds) as session:
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_outputs_do_not_share_the_modules_memory(size):
+    feeds = {"x": np.zeros(size, np.float32)}
+    with wrap(Counter(size), feeds) as session:
         session.predict(feeds)
         second, third = session.predict(feeds), session.predict(feeds)
         assert second["output_0"][0] == 2
