@@ -184,9 +184,9 @@ def quiet_stdout() -> Iterator[None]:
         os.close(saved)
 
 
-def _fail(kind: str, message: str, as_json: bool, status: int, **more: Any) -> NoReturn:
+def _fail(name: str, message: str, as_json: bool, status: int, /, **more: Any) -> NoReturn:
     if as_json:
-        print(json.dumps({"error": {"type": kind, "message": message, **more}}), file=sys.stderr)
+        print(json.dumps({"error": {"type": name, "message": message, **more}}), file=sys.stderr)
     else:
         lines = "\n".join(plain(line) for line in message.splitlines())
         print(f"Error: {lines}", file=sys.stderr)
