@@ -417,6 +417,28 @@ class Backend(ABC):
         self.require()
         return self._wrap(obj, example, options or SessionOptions())
 
+    def save(self, obj: object, example: Mapping[str, npt.NDArray[Any]], folder: Path) -> tuple[Path, str]:
+        """Write a live object as a file that another process opens; nothing is pickled by us.
+
+        Parameters
+        ----------
+        obj, example
+            As for `wrap`.
+        folder
+            Empty folder to write into.
+
+        Returns
+        -------
+        path, format
+            What was written, and which of `formats` it is.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the object has no such form.
+        """
+        raise UnsupportedModelError(f"a {type(obj).__name__} has no form that another process could open")
+
     @abstractmethod
     def _open(self, model: ModelFiles, options: SessionOptions) -> Session: ...
 

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,29 @@ class PyTorchBackend(Backend):
         return PyTorchSession(
             module, inputs=inputs, outputs=(), options=options, mode=mode, digest=digest_of_module(module)
         )
+
+    def save(self, obj: object, example: Mapping[str, npt.NDArray[Any]], folder: Path) -> tuple[Path, str]:
+        """Export a module with ``torch.export``; a TorchScript module is saved as it is."""
+        import torch
+
+        module: Any = obj
+        if isinstance(module, torch.jit.ScriptModule):
+            module.save(str(folder / "model.torchscript"))
+            return folder / "model.torchscript", "torchscript"
+        arguments = [to_tensor(array.copy()) for array in example.values()]
+        names = tuple(example)
+        training = [(part, part.training) for part in module.modules()]
+        module.eval()
+        try:
+            if _by_keyword(module, names):
+                program = torch.export.export(module, (), dict(zip(names, arguments, strict=True)))
+            else:
+                program = torch.export.export(module, tuple(arguments))
+        finally:
+            for part, was in training:
+                part.training = was
+        torch.export.save(program, folder / "model.pt2")
+        return folder / "model.pt2", "torch_exported"
 
 
 def _device(name: str) -> str:

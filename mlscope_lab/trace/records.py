@@ -76,7 +76,9 @@ class LayerTrace:
         The call sites, length L.
     start_ns, duration_ns, exclusive_ns
         int64 arrays (I, L) for I traced predicts, on the measuring process's `perf_counter_ns` clock; -1 where a layer
-        did not run in that iteration. ``exclusive_ns`` is the duration less the part covered by enclosed calls.
+        did not run in that iteration. ``exclusive_ns`` is the duration less the part covered by enclosed calls, so that
+        its sum over all rows counts nothing twice. Where a module's own work outside its children is a row of its own
+        (type "functional", PyTorch), that row carries the exclusive time and the module's own row has 0.
     iteration_start_ns, iteration_duration_ns
         int64 arrays (I,): the traced predict itself.
     resolution_ns
