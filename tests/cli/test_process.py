@@ -18,7 +18,6 @@ def test_help_loads_nothing_heavy() -> None:
         "from typer.testing import CliRunner\n"
         "from mlscope_lab.cli.app import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
-        "assert CliRunner().invoke(app, ['profile', '--help']).exit_code == 0\n"
         "heavy = {'numpy', 'pandas', 'xarray', 'pydantic', 'yaml', 'torch', 'tensorflow', 'onnxruntime', 'plotly',\n"
         "         'scipy', 'zarr', 'rich', 'psutil', 'tqdm', 'requests'}\n"
         "print(','.join(sorted(heavy & set(sys.modules))))\n"
