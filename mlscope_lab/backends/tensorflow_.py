@@ -36,8 +36,8 @@ def load_tensorflow() -> Any:
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     with _environment({"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "2"}):
-        import tensorflow
-    return tensorflow
+        import tensorflow as tf
+    return tf
 
 
 @contextlib.contextmanager

@@ -57,8 +57,7 @@ class Frozen:
                 f"{error}; record level 'model'"
             ) from error
         definition = frozen.graph.as_graph_def()
-        arguments = {self._argument(t): t.name for t in frozen.inputs}
-        self.feeds = [self._feed(arguments, opened.function, key) for key in opened.input_keys]
+        self.feeds = self._feeds(frozen, opened.function, opened.input_keys)
         flat = dict(zip(sorted(opened.output_keys), (t.name for t in frozen.outputs), strict=True))
         self.fetches = [flat[key] for key in opened.output_keys]
         definition.ClearField("versions")
@@ -70,25 +69,22 @@ class Frozen:
         self._scopes = opened.scopes
 
     @staticmethod
-    def _argument(tensor: Any) -> str:
-        return str(tensor.name).partition(":")[0]
+    def _feeds(frozen: Any, function: Any, keys: Collection[str]) -> list[str]:
+        """Return the frozen graph's tensors of the arguments.
 
-    @staticmethod
-    def _feed(arguments: dict[str, str], function: Any, key: str) -> str:
-        """Return the frozen graph's tensor of an argument."""
-        spec = function.structured_input_signature[1].get(key)
-        for name in (key, getattr(spec, "name", None)):
-            if name in arguments:
-                return arguments[name]
-        for tensor in function.inputs:  # signatures of TensorFlow 1 keep the names of the graph they were cut from
-            user = (
-                tensor.op.get_attr("_user_specified_name").decode()
-                if "_user_specified_name" in tensor.op.node_def.attr
-                else ""
-            )
-            if user == key and Frozen._argument(tensor) in arguments:
-                return arguments[Frozen._argument(tensor)]
-        raise UnsupportedModelError(f"The frozen graph has lost the input '{key}'; record level 'model'")
+        They keep the names of the arguments; in signatures of TensorFlow 1 those of the graph that they were cut from,
+        but then in the order of the sorted keywords.
+        """
+        tensors = {str(t.name).partition(":")[0]: str(t.name) for t in frozen.inputs}
+        taken = function.structured_input_signature[1]
+        named = {key: tensors.get(key, tensors.get(getattr(taken.get(key), "name", None) or "")) for key in keys}
+        if None in named.values() or len(set(named.values())) != len(named):
+            if len(tensors) != len(keys):
+                raise UnsupportedModelError(
+                    f"Freezing left {len(tensors)} of the inputs {', '.join(keys)}; record level 'model'"
+                )
+            named = dict(zip(sorted(keys), tensors.values(), strict=True))
+        return [str(named[key]) for key in keys]
 
     def op_of(self, name: str) -> str:
         """Return the operation of a node of the frozen graph, "Unknown" for one that it does not hold."""

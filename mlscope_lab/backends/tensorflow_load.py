@@ -239,7 +239,18 @@ def _from_keras(tf: Any, keras: Any, model: Any, example: Mapping[str, npt.NDArr
         done = model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
         return _named(keras.tree.flatten, done, list(getattr(model, "output_names", None) or []))
 
-    return _trace(tf, call, signature, names, keep=model, variables=model.variables)
+    return _trace(tf, call, signature, names, keep=model, scopes=_layer_scopes(model))
+
+
+def _layer_scopes(model: Any, prefix: str = "", path: str = "") -> dict[str, str]:
+    """Return the name scopes of a model's layers: Keras counts from _1 in a graph, for the model was called before."""
+    inside, outside = f"{prefix}{model.name}_1/", f"{path}{model.name}/"
+    found = {}
+    for layer in getattr(model, "layers", ()):
+        found[f"{inside}{layer.name}_1"] = f"{outside}{layer.name}"
+        if getattr(layer, "layers", None):
+            found.update(_layer_scopes(layer, inside, outside))
+    return found
 
 
 def _named(flatten: Any, done: Any, names: list[str]) -> dict[str, Any]:
@@ -252,7 +263,7 @@ def _named(flatten: Any, done: Any, names: list[str]) -> dict[str, Any]:
     return dict(zip(names, flat, strict=True))
 
 
-def _trace(tf: Any, call: Any, signature: Sequence[Any], names: Sequence[str], *, keep: Any, variables: Any) -> Opened:
+def _trace(tf: Any, call: Any, signature: Sequence[Any], names: Sequence[str], *, keep: Any, scopes: Any) -> Opened:
     """Trace a callable into a concrete function that takes tensors by keyword and returns a mapping."""
     order: list[str] = []
 
@@ -272,9 +283,9 @@ def _trace(tf: Any, call: Any, signature: Sequence[Any], names: Sequence[str], *
         input_keys=tuple(keys),
         output_keys=tuple(results),
         precision=_precision(tf, concrete.variables, concrete.graph),
-        scopes={},
+        scopes=scopes,
         notes=(),
-        keep=(keep, function, variables),
+        keep=(keep, function),
     )
 
 
@@ -312,4 +323,4 @@ def from_object(tf: Any, obj: Any, example: Mapping[str, npt.NDArray[Any]]) -> O
         done = obj(**dict(zip(names, tensors, strict=True))) if by_name else obj(*tensors)
         return _named(tf.nest.flatten, done, [])
 
-    return _trace(tf, call, signature, names, keep=obj, variables=())
+    return _trace(tf, call, signature, names, keep=obj, scopes={})
