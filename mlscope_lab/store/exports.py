@@ -62,6 +62,12 @@ def _with_attrs(tree: xr.DataTree, change: Any) -> xr.DataTree:
     return xr.DataTree.from_dict(done)
 
 
+def _empty_texts(data: xr.Dataset) -> xr.Dataset:
+    """Say that text of length 0 is text; xarray would write an empty object array as numbers."""
+    names = [name for name, variable in data.variables.items() if variable.dtype == object and not variable.size]
+    return data.assign({name: data[name].astype("U1") for name in names})
+
+
 def to_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a run as one NetCDF 4 file.
 
@@ -78,7 +84,7 @@ def to_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
     try:
-        _with_attrs(tree.load(), _encoded).to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
+        _with_attrs(tree.load(), _encoded).map_over_datasets(_empty_texts).to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
         os.replace(temporary, target)
     except (OSError, TypeError, ValueError) as error:
         raise StoreError(f"{target} cannot be written as NetCDF: {error}") from error
