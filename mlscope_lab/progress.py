@@ -28,7 +28,7 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Say something that the user should see, such as that a lock is waited for."""
 
-    def bytes(self, done: int, total: int | None, what: str) -> None:
+    def bytes(self, done_bytes: int, total_bytes: int | None, what: str) -> None:
         """Report a download."""
 
     def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class Quiet:
         """Log."""
         _log.info(text)
 
-    def bytes(self, done: int, total: int | None, what: str) -> None:
+    def bytes(self, done_bytes: int, total_bytes: int | None, what: str) -> None:
         """Do nothing."""
 
     def __enter__(self) -> Self:
@@ -100,14 +100,16 @@ class TextReporter(Quiet):
         super().note(text)
         self._tqdm.write(text, file=sys.stderr)
 
-    def bytes(self, done: int, total: int | None, what: str) -> None:
+    def bytes(self, done_bytes: int, total_bytes: int | None, what: str) -> None:
         """Draw a bar of its own for each download."""
         if what != self._what:
             self._end_download()
-            self._download = self._tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, file=sys.stderr)
+            self._download = self._tqdm(
+                total=total_bytes, desc=what, unit="B", unit_scale=True, leave=False, file=sys.stderr
+            )
             self._what = what
-        self._download.update(done - self._download.n)
-        if total is not None and done >= total:
+        self._download.update(done_bytes - self._download.n)
+        if total_bytes is not None and done_bytes >= total_bytes:
             self._end_download()
 
     def _end_download(self) -> None:

@@ -91,11 +91,14 @@ def _published(name: str, backend_name: str | None, settings: Settings, reporter
     from mlscope_lab.artifacts import fetch
     from mlscope_lab.catalog import load_catalog, load_entry
     from mlscope_lab.conversion.resolve import files_for
+    from mlscope_lab.manifest.model import ModelManifest
     from mlscope_lab.processing.labels import load_labels
 
     is_file = name.endswith((".yaml", ".yml"))
     entry = load_entry(Path(name)) if is_file else load_catalog(settings).model(name)
     manifest, base = entry.manifest, entry.path.parent
+    if not isinstance(manifest, ModelManifest):
+        raise ManifestError(f"{entry.path.name} describes a {manifest.kind}, not a model")
     backend = _backend_named(backend_name, [s.format for s in manifest.sources])
     backend.require()
     files = files_for(manifest, backend, settings=settings, base=base, progress=reporter.bytes, report=reporter.note)

@@ -19,7 +19,7 @@ from mlscope_lab.errors import InputError, RunError
 
 torch = pytest.importorskip("torch")
 
-HOSTILE = '''
+HOSTILE = """
 import os, signal, sys, time
 import torch
 
@@ -50,7 +50,7 @@ class Model(torch.nn.Module):
 
 def build(*, deed):
     return Model(deed)
-'''
+"""
 
 
 @pytest.fixture

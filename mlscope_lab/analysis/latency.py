@@ -30,9 +30,8 @@ DRIFT_LIMIT = 1.05
 
 def _latency(run: xr.DataTree) -> xr.Dataset:
     if schema.LATENCY not in run.children:
-        raise SchemaError(
-            f"Run {run.attrs.get('run_id', '?')} has no /{schema.LATENCY} group (status: {run.attrs.get('status', '?')})"
-        )
+        name, status = run.attrs.get("run_id", "?"), run.attrs.get("status", "?")
+        raise SchemaError(f"Run {name} has no /{schema.LATENCY} group (status: {status})")
     return run[schema.LATENCY].to_dataset()
 
 
