@@ -35,7 +35,7 @@ check: $(VENV)/.stamp-test ## ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.stamp-test ## what check wants, done
 	$(BIN)/ruff check --fix .
@@ -45,4 +45,4 @@ bench: $(VENV)/.stamp-test ## figures against the bare frameworks, as a table an
 	@$(BIN)/python -m tests.benchmarks --json out/bench.json
 
 clean: ## remove the environment and what was made
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
