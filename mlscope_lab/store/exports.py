@@ -84,7 +84,8 @@ def to_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
     try:
-        _with_attrs(tree.load(), _encoded).map_over_datasets(_empty_texts).to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
+        encoded = _with_attrs(tree.load(), _encoded).map_over_datasets(_empty_texts)
+        encoded.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
         os.replace(temporary, target)
     except (OSError, TypeError, ValueError) as error:
         raise StoreError(f"{target} cannot be written as NetCDF: {error}") from error

@@ -7,10 +7,8 @@ folders say is the truth; the index only answers filters without opening every r
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ _VERSION = 1
 _APPLICATION = 0x6D6C7363  # "mlsc", so that another program's database is not taken for ours
 _BUSY_S = 30.0
 _CREATE = (
+    "DROP TABLE IF EXISTS runs",
     f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())}) WITHOUT ROWID",
     "CREATE INDEX runs_by_model ON runs (model, backend)",
     f"PRAGMA application_id = {_APPLICATION}",
@@ -113,20 +112,31 @@ class Index:
             connection.executemany(_INSERT, add)
             connection.executemany("DELETE FROM runs WHERE run_id = ?", [(name,) for name in remove])
 
-    def replace(self, rows: Iterable[Row]) -> None:
-        """Write the whole index anew; readers see the old one or the new one."""
-        temporary = self.path.with_name(f".tmp-index-{secrets.token_hex(4)}")
+    def rebuild(self, rows: Callable[[], Sequence[Row]]) -> int:
+        """Write the whole index anew and return the number of runs.
+
+        Parameters
+        ----------
+        rows
+            Lists what to write. It is called while other processes are kept out, so that a run which one of them adds
+            is either listed or inserted afterwards, and never lost.
+        """
         try:
-            with self._connected(temporary, create=True) as connection:
-                for statement in _CREATE:
-                    connection.execute(statement)
-                connection.executemany(_INSERT, rows)
-            # a journal left beside the old file would be rolled back into the new one
+            return self._rebuild(rows)
+        except UnusableIndexError:
+            # a journal left beside the damaged file would be rolled back into the new one
             self.path.with_name(self.path.name + "-journal").unlink(missing_ok=True)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            temporary.with_name(temporary.name + "-journal").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            return self._rebuild(rows)
+
+    def _rebuild(self, rows: Callable[[], Sequence[Row]]) -> int:
+        with self._connected(self.path, create=True) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            for statement in _CREATE:
+                connection.execute(statement)
+            found = rows()
+            connection.executemany(_INSERT, found)
+        return len(found)
 
     def select(
         self, filters: Mapping[str, Any], *, since: str | None, until: str | None, limit: int | None

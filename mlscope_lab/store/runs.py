@@ -283,10 +283,9 @@ class Store:
         """
         if not self.root.is_dir():
             return 0
-        rows = list(self._rows(self._names()))
-        self._index.replace(rows)
+        count = self._index.rebuild(lambda: list(self._rows(self._names())))
         self._sweep()
-        return len(rows)
+        return count
 
     def to_netcdf(self, run: str, path: str | os.PathLike[str]) -> Path:
         """Write a run as one NetCDF 4 file (see `mlscope_lab.store.exports.to_netcdf`)."""
