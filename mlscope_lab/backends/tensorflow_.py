@@ -182,9 +182,10 @@ class TensorFlowSession(Session):
         self.executable_digest = digest
         self.warnings = (*notes, *opened.notes)
         self._names = [spec.name for spec in self.inputs]
-        self._keys = opened.input_keys
+        self._pairs = list(zip(opened.input_keys, self._names, strict=True))
         self._count = len(self._names)
-        self._results = list(zip((s.name for s in self.outputs), opened.output_keys, strict=True))
+        self._answers = [spec.name for spec in self.outputs]
+        self._results = list(zip(self._answers, opened.output_keys, strict=True))
         self._call: Callable[..., Any] | None = opened.function
         self._convert = tf.convert_to_tensor
         self._recorder: Any = None
@@ -203,7 +204,7 @@ class TensorFlowSession(Session):
             self.check(feeds)
         if self._recorder is not None:
             results = self._recorder.run([feeds[name] for name in self._names], traced=self._tracing)
-            return dict(zip((spec.name for spec in self.outputs), results, strict=True))
+            return dict(zip(self._answers, results, strict=True))
         if self._place is None:
             return self._run(feeds)
         with self._tf.device(self._place):
@@ -212,7 +213,7 @@ class TensorFlowSession(Session):
     def _run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         convert = self._convert
         results = self._call(  # type: ignore[misc]
-            **{key: convert(feeds[name]) for key, name in zip(self._keys, self._names, strict=True)}
+            **{key: convert(feeds[name]) for key, name in self._pairs}
         )
         return {name: results[key].numpy() for name, key in self._results}
 

@@ -129,6 +129,11 @@ def _build(tf: Any, graph: Graph, file: str, feeds: Sequence[Any], store: Any) -
     values: dict[str, Value] = {name: Value(constant=array) for name, array in graph.constants.items()}
     values.update({port.name: Value(first=tensor) for port, tensor in zip(graph.inputs, feeds, strict=True)})
     for node in graph.nodes:
+        unknown = [name for name in node.inputs if name and name not in values]
+        if unknown:
+            raise ConversionError(
+                f"{file}: {node.op} '{node.name}' reads '{unknown[0]}', which nothing makes before it"
+            )
         operands = [values[name] if name else None for name in node.inputs]
         try:
             results = _folded(tf, file, node, operands)

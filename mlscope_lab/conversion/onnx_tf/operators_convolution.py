@@ -166,6 +166,9 @@ def _pooled(c: Context, node: Node, tensor: Tensor, window: Window, kind: str, p
         raise ConversionError(
             f"{c.file}: {node.op} '{node.name}' has strides and dilations; TensorFlow does one of them"
         )
+    if max(window.dilations) == 1:  # unlike tf.nn.pool these take strides that exceed the window
+        pool = c.tf.nn.max_pool if kind == "MAX" else c.tf.nn.avg_pool
+        return pool(tensor, list(window.kernel), list(window.strides), padding)
     return c.tf.nn.pool(
         tensor, list(window.kernel), kind, list(window.strides), padding, dilations=list(window.dilations)
     )
