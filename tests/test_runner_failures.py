@@ -94,13 +94,13 @@ def hostile(tmp_path, monkeypatch):
         ("abort", "crash", "SIGABRT"),
         ("kill", "crash", "SIGKILL"),
         ("exit", "crash", "exit status 0"),
-        ("hang", "timeout", "timeout_s=8"),
+        ("hang", "timeout", "timeout_s=20"),
         ("eat", "out_of_memory", "limit"),
         ("raise", "error", "the model is unhappy"),
     ],
 )
 def test_a_bad_model_is_a_recorded_failure_and_the_next_run_works(hostile, deed, kind, words):
-    limits = {"timeout_s": 8.0} if deed == "hang" else {"memory_limit_bytes": 1_500_000_000} if deed == "eat" else {}
+    limits = {"timeout_s": 20.0} if deed == "hang" else {"memory_limit_bytes": 1_500_000_000} if deed == "eat" else {}
     with pytest.raises(RunError, match=words) as caught:
         ml.profile(hostile(deed), iterations=2, **limits)
     assert caught.value.kind == kind
