@@ -101,11 +101,11 @@ class Model:
             raise InputError(f"on must be 'inline' or 'subprocess', not {on!r}")
         if self._subject.live is not None:
             return self._predict_live(input, on)
-        values = list(input.values()) if isinstance(input, Mapping) else [input]
-        batch = max((len(v) if isinstance(v, list) else 1) for v in values)
-        samples, arrays = samples_for(self._subject, input, batch)
+        if input is None:
+            raise InputError(f"'{self.name}' needs an input: a path, bytes, a picture, an array, or a list of these")
+        samples, arrays = samples_for(self._subject, input, None)
         task = {
-            "recipe": self._subject.recipe.to_json(), "samples": samples, "batch_size": batch, "seed": 0, "symbols": {}
+            "recipe": self._subject.recipe.to_json(), "samples": samples, "batch_size": None, "seed": 0, "symbols": {}
         }  # fmt: skip
         if on == "subprocess":
             outputs = self._in_subprocess(task, arrays, timeout_s)

@@ -268,17 +268,17 @@ def resolve(
 
 
 def samples_for(
-    subject: Subject, given: Any, batch_size: int
+    subject: Subject, given: Any, batch_size: int | None
 ) -> tuple[dict[str, list[dict[str, Any]]] | None, dict[str, npt.NDArray[Any]]]:
     """Describe the caller's input as data for a task.
 
     Parameters
     ----------
     given
-        None for seeded values; one sample (path, bytes, array, PIL picture); a list of samples for a batch; or, for
-        several inputs, a mapping from input name to either.
+        None for seeded values; one sample (path, bytes, array, PIL picture); a list of samples, or an array with the
+        declared batch axis; or, for several inputs, a mapping from input name to one of these.
     batch_size
-        Samples are repeated in turn until the batch is full.
+        Samples are repeated in turn until the batch is full. None for as many as are given.
 
     Returns
     -------
@@ -287,26 +287,40 @@ def samples_for(
     """
     if given is None:
         return None, {}
-    names = [r.spec.name for r in subject.recipe.inputs]
+    recipes = {r.spec.name: r for r in subject.recipe.inputs}
     if not isinstance(given, Mapping):
-        needed = [r.spec.name for r in subject.recipe.inputs if not r.constant]
+        needed = [name for name, r in recipes.items() if not r.constant]
         if len(needed) > 1:
-            raise InputError(f"'{subject.name}' has {len(names)} inputs ({', '.join(names)}): give a dict by name")
+            raise InputError(f"'{subject.name}' has {len(recipes)} inputs ({', '.join(recipes)}): give a dict by name")
         given = {needed[0] if needed else "": given}
-    if names and set(given) - set(names):
-        strange = sorted(set(given) - set(names))[0]
-        raise InputError(f"'{subject.name}' has no input '{strange}'. Inputs: {', '.join(names)}")
+    if recipes and set(given) - set(recipes):
+        strange = sorted(set(given) - set(recipes))[0]
+        raise InputError(f"'{subject.name}' has no input '{strange}'. Inputs: {', '.join(recipes)}")
+    samples = {name: _split(value, recipes.get(name)) for name, value in given.items()}
+    most = max(len(found) for found in samples.values())
+    if batch_size is not None and most > batch_size:
+        raise InputError(f"{most} samples are given for batch_size={batch_size}; say batch_size={most}")
     described: dict[str, list[dict[str, Any]]] = {}
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, value in given.items():
-        samples = list(value) if isinstance(value, list) else [value]
-        if not samples:
+    for name, found in samples.items():
+        if not found:
             raise InputError(f"Input '{name}': the list of samples is empty")
-        items: list[dict[str, Any]] = []
-        for index in range(batch_size):
-            items.append(_described(samples[index % len(samples)], f"{name}.{index % len(samples)}", arrays))
-        described[name] = items
+        described[name] = [
+            _described(found[index % len(found)], f"{name}.{index % len(found)}", arrays)
+            for index in range(batch_size or most)
+        ]
     return described, arrays
+
+
+def _split(value: Any, recipe: TensorRecipe | None) -> list[Any]:
+    """Return the samples of one input; an array that already has the declared batch axis is taken apart."""
+    if isinstance(value, list):
+        return value
+    if recipe is not None and isinstance(value, np.ndarray) and recipe.spec.shape is not None:
+        axis = recipe.batch_axis
+        if axis is not None and value.ndim == len(recipe.spec.shape) and value.dtype.name == recipe.spec.dtype:
+            return [np.take(value, index, axis=axis) for index in range(value.shape[axis])]
+    return [value]
 
 
 def _described(sample: Any, key: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:

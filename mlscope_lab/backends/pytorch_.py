@@ -174,7 +174,10 @@ def _signature(module: Any) -> list[inspect.Parameter]:
 def _by_keyword(module: Any, names: Sequence[str]) -> bool:
     """Tell whether every name is one of ``forward``'s own, so that order does not matter."""
     schema = getattr(getattr(module, "forward", None), "schema", None)
-    if schema is not None:
+    exported = getattr(module, "exported_keywords", None)
+    if exported is not None:
+        known = set(exported)
+    elif schema is not None:
         known = {argument.name for argument in schema.arguments}
     else:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mlscope_lab import plugins
 from mlscope_lab._version import __version__
 from mlscope_lab.artifacts import digest_of, fetch
 from mlscope_lab.artifacts.safety import check_safe
@@ -103,10 +104,26 @@ def route(source: str, wanted: tuple[str, ...]) -> list[Conversion] | None:
     return None
 
 
+def _check_version(manifest: ModelManifest, source: Source) -> None:
+    """Refuse a framework of a version that the source's authors rule out."""
+    from packaging.specifiers import SpecifierSet
+
+    wanted = source.framework
+    if wanted is None or not wanted.version or wanted.name not in plugins.names("mlscope_lab.backends"):
+        return
+    found = load_backend(wanted.name).availability()
+    if found.version and not SpecifierSet(wanted.version).contains(found.version, prereleases=True):
+        raise BackendNotAvailableError(
+            f"'{manifest.name}' asks for {wanted.name} {wanted.version}, and {found.version} is installed. "
+            f"Install one that fits: pip install '{wanted.name}{wanted.version}'"
+        )
+
+
 def _published(
     manifest: ModelManifest, source: Source, base: Path | None, settings: Settings, progress: Any
 ) -> ModelFiles:
     """Fetch a published form and check that opening it is safe."""
+    _check_version(manifest, source)
     fetched = fetch(source.location, settings=settings, base=base, progress=progress)
     check_safe(fetched.path, source.format, trusted=source.trusted)
     return ModelFiles(

@@ -21,7 +21,7 @@ from mlscope_lab.errors import InputError, PluginError
 from mlscope_lab.launchers.codec import model_from_json, options_from_json, pass_to_message, specs_to_json
 from mlscope_lab.launchers.lock import measuring
 from mlscope_lab.measure import PassPlan, Workload, run_pass
-from mlscope_lab.processing.recipe import Recipe, answers, constant_feeds, example_feeds, prepare
+from mlscope_lab.processing.recipe import Recipe, answers, batch_axis, constant_feeds, example_feeds, prepare
 
 __all__ = ["feeds_of", "measure", "run_task", "session_facts"]
 
@@ -124,7 +124,11 @@ def _feeding(task: Mapping[str, Any], arrays: Arrays) -> Callable[[Session], Cal
     samples = {name: _samples(items, arrays) for name, items in task["samples"].items()}
 
     def given(session: Session) -> Callable[[], Arrays]:
-        named = {session.inputs[0].name: samples[""]} if set(samples) == {""} and len(session.inputs) == 1 else samples
+        named, names = samples, [spec.name for spec in session.inputs]
+        if not recipe.inputs and set(samples) != set(names) and len(samples) == len(names):
+            named = dict(zip(names, samples.values(), strict=True))  # nothing declares names, so their order counts
+        if task["batch_size"] is not None:
+            _check_batch(prepare(recipe, named, session.inputs), session, task["batch_size"])
         return lambda: prepare(recipe, named, session.inputs)
 
     return given
@@ -139,6 +143,18 @@ def _opener(task: Mapping[str, Any]) -> Callable[[Level], Session]:
         return backend.open(model, dataclasses.replace(options, level=level, scratch=scratch))
 
     return open_session
+
+
+def _check_batch(feeds: Arrays, session: Session, batch_size: int) -> None:
+    """See that the run's record of its batch will be true."""
+    for spec in session.inputs:
+        axis = batch_axis(spec)
+        if axis is not None and feeds[spec.name].ndim > axis and feeds[spec.name].shape[axis] != batch_size:
+            have = feeds[spec.name].shape[axis]
+            raise InputError(
+                f"Input {spec.describe()}: the array holds {have} samples and batch_size is {batch_size}; "
+                f"say batch_size={have}"
+            )
 
 
 def _measure(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:

@@ -153,6 +153,21 @@ def _fits(array: npt.NDArray[Any], spec: TensorSpec) -> bool:
     )
 
 
+def _is_whole(given: Sequence[Any], recipe: TensorRecipe) -> bool:
+    """Whether one array is all of an input that only the framework describes, batch axis included."""
+    array, spec, axis = given[0], recipe.spec, recipe.batch_axis
+    if not isinstance(array, np.ndarray) or any(other is not array for other in given):
+        return False
+    if spec.dtype != "any" and array.dtype.name != spec.dtype:
+        return False
+    if spec.shape is None:
+        return True
+    fits = array.ndim == len(spec.shape) and all(
+        not isinstance(w, int) or w == h for w, h in zip(spec.shape, array.shape, strict=True)
+    )
+    return fits and (len(given) == 1 or axis is None or array.shape[axis] == len(given))
+
+
 def _tensor(recipe: TensorRecipe, sample: Any) -> npt.NDArray[Any]:
     """Return the tensor of one sample, without its batch axis where there is one."""
     spec = recipe.spec
@@ -212,7 +227,7 @@ def prepare(
     Parameters
     ----------
     recipe
-        What to do; without declared inputs the session's own are taken as they are.
+        What to do; without declared inputs the session's own count, and a single array may be a whole batch.
     samples
         For each input by its declared name, one sample for each place in the batch. An array that already has the
         declared type and shape is taken as it is. Inputs that begin with the step constant may be left out.
@@ -224,7 +239,8 @@ def prepare(
     InputError
         If a sample is missing, cannot be decoded, or does not become the declared tensor.
     """
-    if not recipe.inputs:
+    undeclared = not recipe.inputs
+    if undeclared:
         nothing = Pipeline()
         recipe = Recipe(inputs=tuple(TensorRecipe(spec=s, pipeline=nothing) for s in specs), outputs=recipe.outputs)
     feeds: dict[str, npt.NDArray[Any]] = {}
@@ -244,7 +260,11 @@ def prepare(
                 f"Input '{declared}' is missing. Inputs: {', '.join(r.spec.describe() for r in recipe.inputs)}"
             )
         name = declared if by_name or not names else names[index]
-        feeds[name] = _stacked(item, [_tensor(item, sample) for sample in given])
+        feeds[name] = (
+            np.asarray(given[0], order="C")
+            if undeclared and _is_whole(given, item)
+            else _stacked(item, [_tensor(item, sample) for sample in given])
+        )
     return feeds
 
 
