@@ -1,6 +1,6 @@
 """What a session costs over ONNX Runtime itself: plain, on a model of one node, and while tracing layers.
 
-python tests/benchmarks/bench_onnxruntime_overhead.py --json out.json [--model efficientnet.onnx]
+python -m tests.benchmarks.bench_onnxruntime_overhead --json out.json [--model efficientnet.onnx]
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _stats import Result, interleave, median_difference, median_ratio, report
-
 from mlscope_lab.backends.base import ModelFiles, SessionOptions
 from mlscope_lab.backends.onnxruntime_ import OnnxRuntimeBackend
+from tests.benchmarks._stats import Result, interleave, median_difference, median_ratio, report
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 

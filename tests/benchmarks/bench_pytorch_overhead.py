@@ -1,6 +1,6 @@
 """What a session costs over PyTorch itself: plain, on a model of one operator, and while tracing layers.
 
-python tests/benchmarks/bench_pytorch_overhead.py --json out.json
+python -m tests.benchmarks.bench_pytorch_overhead --json out.json
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _stats import Result, interleave, median_difference, median_ratio, report
-
 from mlscope_lab.architectures.efficientnet_lite import build
 from mlscope_lab.backends.base import SessionOptions
 from mlscope_lab.backends.pytorch_ import PyTorchBackend
+from tests.benchmarks._stats import Result, interleave, median_difference, median_ratio, report
 
 
 class OneOperator(torch.nn.Module):

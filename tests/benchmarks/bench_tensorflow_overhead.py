@@ -1,6 +1,6 @@
 """What our TensorFlow session costs over the bare concrete function, and its layer trace over the bare frozen graph.
 
-    python tests/benchmarks/bench_tensorflow_overhead.py --model efficientnet-lite0.onnx --rounds 600 --json out.json
+    python -m tests.benchmarks.bench_tensorflow_overhead --model efficientnet-lite0.onnx --rounds 600 --json out.json
 
 `--model` is a SavedModel folder or an ONNX file, which is converted first; without it the ResNet-50 of the onnx package
 is. The bare call does what ours must: numpy in, tensors, the function, numpy out.
@@ -9,7 +9,6 @@ is. The bare call does what ours must: numpy in, tensors, the function, numpy ou
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,10 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from _stats import Result, interleave, median_difference, median_ratio, report
-
 from mlscope_lab.artifacts import digest_of
 from mlscope_lab.backends.base import ModelFiles, Session, SessionOptions
 from mlscope_lab.backends.tensorflow_ import TensorFlowBackend, load_tensorflow
+from tests.benchmarks._stats import Result, interleave, median_difference, median_ratio, report
 
 
 def files_of(path: Path) -> ModelFiles:
