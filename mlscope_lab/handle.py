@@ -16,7 +16,7 @@ from mlscope_lab.errors import InputError, RunError
 from mlscope_lab.launchers.codec import model_to_json, options_to_json
 from mlscope_lab.launchers.subprocess_ import Limits, TaskFailure, run_in_subprocess
 from mlscope_lab.prediction import Prediction
-from mlscope_lab.processing.recipe import answers
+from mlscope_lab.processing.recipe import answers, declared_outputs
 from mlscope_lab.progress import Reporter, reporter
 from mlscope_lab.subject import resolve, samples_for
 
@@ -128,9 +128,9 @@ class Model:
         return self._answered(session.predict(feeds))
 
     def _answered(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Prediction:
-        return Prediction(
-            model=self.name, backend=self.backend, outputs=outputs, answers=answers(self._subject.recipe, outputs)
-        )
+        recipe = self._subject.recipe
+        named = declared_outputs(recipe, outputs)
+        return Prediction(model=self.name, backend=self.backend, outputs=named, answers=answers(recipe, named))
 
     def _in_subprocess(
         self, task: dict[str, Any], arrays: dict[str, npt.NDArray[np.generic]], timeout_s: float | None

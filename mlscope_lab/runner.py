@@ -18,6 +18,7 @@ from mlscope_lab.errors import InputError, MlscopeError, RunError, nearest
 from mlscope_lab.launchers.codec import model_to_json, options_to_json, pass_from_message
 from mlscope_lab.launchers.subprocess_ import Limits, TaskFailure, run_in_subprocess
 from mlscope_lab.measure import PassPlan, Workload
+from mlscope_lab.processing.recipe import declared_outputs
 from mlscope_lab.progress import Reporter, reporter
 from mlscope_lab.subject import Subject, resolve, samples_for
 from mlscope_lab.trace import schema
@@ -179,7 +180,7 @@ class Measurement:
             "samples": samples,
             "batch_size": self._what.batch_size,
             "seed": self._what.seed,
-            "symbols": dict(self._what.symbols),
+            "symbols": {**self.subject.symbols, **self._what.symbols},
             "plans": [dataclasses.asdict(plan) for plan in self._plans],
             "process": process,
         }, arrays
@@ -279,9 +280,9 @@ class Measurement:
 
         ensure_registered()
         last = [p for p in self._passes if p.level == "model"][-1]
-        return build_run(
-            attrs=self._attrs(), passes=self._passes, outputs=outputs_dataset(self.subject.recipe, last.outputs)
-        )
+        recipe = self.subject.recipe
+        outputs = outputs_dataset(recipe, declared_outputs(recipe, last.outputs))
+        return build_run(attrs=self._attrs(), passes=self._passes, outputs=outputs)
 
     def _failed(self, failure: TaskFailure) -> RunError:
         """Record the failure and return what to raise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Subject:
         Feeds for a live object.
     manifest_digest
         Of the manifest, or None.
+    symbols
+        Usual lengths of symbolic dimensions, for seeded values.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Subject:
     live: object | None = None
     example: Mapping[str, npt.NDArray[Any]] | None = None
     manifest_digest: str | None = None
+    symbols: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, options: SessionOptions) -> Session:
         """Open a session in this process."""
@@ -116,6 +119,7 @@ def _published(name: str, backend_name: str | None, settings: Settings, reporter
         recipe=_recipe(manifest, labels),
         files=files,
         manifest_digest=entry.digest,
+        symbols=manifest.symbols,
     )
 
 

@@ -63,13 +63,13 @@ def test_the_pictures_come_with_scikit_image() -> None:
 
 @pytest.mark.network
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_demo_names_the_cat_on_every_backend(tmp_path: Path) -> None:
     for module in ("torch", "onnxruntime", "tensorflow", "skimage"):
         pytest.importorskip(module)
     done = subprocess.run(
         [sys.executable, "-m", "mlscope_lab.cli", "demo", "--output", str(tmp_path / "out"), "--json"],
-        capture_output=True, text=True, encoding="utf-8", check=False, timeout=880,
+        capture_output=True, text=True, encoding="utf-8", check=False, timeout=1700,
         env={**os.environ, "MLSCOPE_HOME": str(tmp_path / "home"), "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -12,8 +12,8 @@ import pytest
 import mlscope_lab
 
 HEAVY = {
-    "IPython", "anywidget", "h5netcdf", "ipywidgets", "jax", "jupyterlab", "keras", "numpy", "onnx", "onnxruntime", "pandas",
-    "plotly", "pydantic", "rich", "scipy", "tensorflow", "torch", "typer", "voila", "xarray", "zarr",
+    "IPython", "anywidget", "h5netcdf", "ipywidgets", "jax", "jupyterlab", "keras", "numpy", "onnx", "onnxruntime",
+    "pandas", "plotly", "pydantic", "rich", "scipy", "tensorflow", "torch", "typer", "voila", "xarray", "zarr",
 }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def picture(tmp_path):
 
 
 def test_a_new_file_and_a_manifest_predict_and_profile_with_no_code(published, picture):
-    _, weights = published
+    assert published
     with ml.load("tiny") as model:
         answer = model.predict(picture)
         again = model.predict(picture, on="subprocess")
@@ -107,7 +107,7 @@ def test_a_new_file_and_a_manifest_predict_and_profile_with_no_code(published, p
 
 
 def test_a_bare_file_runs_on_seeded_values_the_same_each_time(published):
-    path, weights = published
+    path, _ = published
     runs = [ml.profile(path, iterations=3, batch_size=4, seed=seed) for seed in (5, 5, 6)]
     first, again, other = (run[schema.OUTPUTS]["output_0"].values for run in runs)
     assert first.shape == (4, 4)

@@ -343,7 +343,7 @@ class Backend(ABC):
     extra
         The extra of mlscope-lab that installs it.
     formats
-        Formats that it opens as they are, known without importing the framework.
+        Formats that it opens as they are, best first, known without importing the framework.
     """
 
     name: ClassVar[str]

@@ -113,7 +113,7 @@ def open_saved_model(tf: Any, model: ModelFiles) -> Opened:
         If the folder does not load, or has no signature that could be served.
     """
     try:
-        loaded = tf.saved_model.load(str(model.path))
+        loaded = _loaded(tf, str(model.path))
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise UnsupportedModelError(f"TensorFlow {tf.__version__} cannot open '{model.name}': {error}") from error
     signatures = dict(getattr(loaded, "signatures", {}))
@@ -148,6 +148,19 @@ def open_saved_model(tf: Any, model: ModelFiles) -> Opened:
         notes=notes,
         keep=loaded,
     )
+
+
+def _loaded(tf: Any, path: str) -> Any:
+    """Load a SavedModel with its objects, or, where TensorFlow cannot rebuild those, its graph and variables alone.
+
+    Keras models saved with an optimizer of an older version fail over the optimizer's slots, which no signature needs.
+    """
+    try:
+        return tf.saved_model.load(path)
+    except AttributeError:
+        from tensorflow.python.saved_model import load_v1_in_v2
+
+        return load_v1_in_v2.load(path, tags=["serve"])
 
 
 def _ordered(

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -149,7 +149,9 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _derive(model: ModelFiles, step: Conversion, settings: Settings, report: Report | None) -> ModelFiles:
+def _derive(
+    model: ModelFiles, step: Conversion, settings: Settings, report: Report | None, symbols: Mapping[str, int]
+) -> ModelFiles:
     """Convert once, or take what an earlier conversion left."""
     from filelock import FileLock
 
@@ -169,7 +171,7 @@ def _derive(model: ModelFiles, step: Conversion, settings: Settings, report: Rep
         if not record_file.is_file():
             work = Path(tempfile.mkdtemp(prefix=f".tmp-{key}-", dir=folder.parent))
             try:
-                record = {**ingredients, **_convert(model, step, work / step.filename, report)}
+                record = {**ingredients, **_convert(model, step, work / step.filename, report, symbols)}
                 record["digest"] = digest_of(work / step.filename)
                 (work / "derived.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
                 os.rename(work, folder)
@@ -190,7 +192,9 @@ def _derive(model: ModelFiles, step: Conversion, settings: Settings, report: Rep
     )  # fmt: skip
 
 
-def _convert(model: ModelFiles, step: Conversion, target: Path, report: Report | None) -> dict[str, Any]:
+def _convert(
+    model: ModelFiles, step: Conversion, target: Path, report: Report | None, symbols: Mapping[str, int]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def listen(message: dict[str, Any], _: Any) -> None:
@@ -199,7 +203,7 @@ def _convert(model: ModelFiles, step: Conversion, target: Path, report: Report |
         elif message["type"] == "converted":
             found.update(made=message["made"], agreement=message["agreement"])
 
-    example = example_feeds(model.inputs)
+    example = example_feeds(model.inputs, symbols=symbols)
     task = {
         "kind": "convert",
         "model": model_to_json(model),
@@ -232,8 +236,8 @@ def files_for(
 ) -> ModelFiles:
     """Return the file of a published model that a backend opens.
 
-    The first published form that the backend opens as it is wins; else the first one from which a chain of
-    conversions leads there.
+    Of the published forms that the backend opens as they are, the one it likes best (`Backend.formats`, in order)
+    wins; else the first one from which a chain of conversions leads there.
 
     Parameters
     ----------
@@ -255,9 +259,10 @@ def files_for(
     BackendNotAvailableError
         If a conversion needs a framework that is not installed.
     """
-    for source in manifest.sources:
-        if source.format in backend.formats:
-            return _published(manifest, source, base, settings, progress)
+    for form in backend.formats:
+        for source in manifest.sources:
+            if source.format == form:
+                return _published(manifest, source, base, settings, progress)
     for source in manifest.sources:
         chain = route(source.format, backend.formats)
         if chain is None:
@@ -271,7 +276,7 @@ def files_for(
                 )
         model = _published(manifest, source, base, settings, progress)
         for step in chain:
-            model = _derive(model, step, settings, report)
+            model = _derive(model, step, settings, report, manifest.symbols)
         return model
     forms = ", ".join(f"{s.format} ({FORMATS[s.format]})" for s in manifest.sources)
     raise UnsupportedModelError(

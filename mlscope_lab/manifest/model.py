@@ -10,7 +10,15 @@ from pydantic_core import PydanticCustomError
 
 from mlscope_lab import plugins
 from mlscope_lab.errors import PluginError
-from mlscope_lab.manifest.common import Attributes, FrameworkConstraint, Location, ManifestBase, Name, Tensor
+from mlscope_lab.manifest.common import (
+    Attributes,
+    FrameworkConstraint,
+    Location,
+    ManifestBase,
+    Name,
+    Symbol,
+    Tensor,
+)
 from mlscope_lab.manifest.messages import explain
 
 __all__ = ["FORMATS", "TASKS", "ClaimedMetric", "Input", "Labels", "ModelManifest", "Output", "Source"]
@@ -142,9 +150,12 @@ class ModelManifest(ManifestBase):
 
     Attributes
     ----------
+    symbols
+        Usual lengths of symbolic dimensions, for values that are made up (a picture's height, say); the batch has its
+        own argument everywhere.
     sources
-        The forms it is published in, the authors' own first. A backend opens the first form that it can open as it
-        is, else one is converted and recorded as derived.
+        The forms it is published in, the authors' own first. A backend opens the form that it likes best of those that
+        it opens as they are; if there is none, one is converted and recorded as derived.
     """
 
     kind: Literal["model"] = "model"
@@ -154,6 +165,7 @@ class ModelManifest(ManifestBase):
     description: str = ""
     license: str = ""
     references: tuple[str, ...] = ()
+    symbols: dict[Symbol, Annotated[int, Field(gt=0, strict=True)]] = Field(default_factory=dict)
     inputs: Annotated[tuple[Input, ...], Field(min_length=1)]
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
     labels: Labels | None = None
@@ -163,6 +175,10 @@ class ModelManifest(ManifestBase):
 
     @model_validator(mode="after")
     def _names(self) -> ModelManifest:
+        used = {d for t in self.inputs for d in t.shape if isinstance(d, str)}
+        for symbol in self.symbols:
+            if symbol not in used:
+                raise ValueError(f"symbols: no input has a dimension '{symbol}'. There are: {', '.join(sorted(used))}")
         for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             names = [t.name for t in tensors]
             if len(set(names)) != len(names):

@@ -18,7 +18,17 @@ from mlscope_lab.errors import InputError
 from mlscope_lab.processing.base import Pipeline
 from mlscope_lab.processing.raw import Constant
 
-__all__ = ["Recipe", "TensorRecipe", "answers", "batch_axis", "constant_feeds", "example_feeds", "prepare", "specs_of"]
+__all__ = [
+    "Recipe",
+    "TensorRecipe",
+    "answers",
+    "batch_axis",
+    "constant_feeds",
+    "declared_outputs",
+    "example_feeds",
+    "prepare",
+    "specs_of",
+]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -266,6 +276,18 @@ def prepare(
             else _stacked(item, [_tensor(item, sample) for sample in given])
         )
     return feeds
+
+
+def declared_outputs(recipe: Recipe, outputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """Return the outputs under their declared names, which are the same on every backend.
+
+    Frameworks rename outputs (``StatefulPartitionedCall:1``); where names differ and their number does not, order
+    counts. Without declared outputs the framework's names stay.
+    """
+    names = [r.spec.name for r in recipe.outputs]
+    if not names or set(names) <= set(outputs) or len(names) != len(outputs):
+        return dict(outputs)
+    return dict(zip(names, outputs.values(), strict=True))
 
 
 def answers(recipe: Recipe, outputs: Arrays) -> dict[str, list[Any]]:

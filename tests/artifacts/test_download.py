@@ -323,7 +323,7 @@ def test_killed_process_is_resumed_by_the_next(server, settings, location, sent)
         if line.startswith("786432 "):
             break
     process.send_signal(sent)
-    process.communicate(timeout=20)
+    process.communicate(timeout=600)
     assert process.returncode != 0
     assert final_files(settings) == []
     route.gate.set()
@@ -339,8 +339,8 @@ def test_two_processes_download_once(server, settings, location):
     second = start(location, settings)
     assert "waiting for another process" in second.stdout.readline()
     route.gate.set()
-    assert "done False" in first.communicate(timeout=20)[0]
-    assert second.communicate(timeout=20)[0].strip() == "done True"
+    assert "done False" in first.communicate(timeout=600)[0]
+    assert second.communicate(timeout=600)[0].strip() == "done True"
     assert (first.returncode, second.returncode) == (0, 0)
     assert len(server.requests) == 1
 

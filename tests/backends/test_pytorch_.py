@@ -494,7 +494,7 @@ print(torch.get_num_interop_threads(), *session.warnings)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", code, str(late)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     said = done.stdout.strip()
     assert said == "1" if not late else said.startswith("2 PyTorch keeps 2 inter-operator threads")

@@ -246,7 +246,7 @@ class TestSafety:
         )
         environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600
         )
         assert "UnsupportedModelError Keras runs on 'torch'" in done.stdout, done.stderr
 
@@ -384,6 +384,6 @@ class TestSettings:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "GLOG"))}
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600
         )
         assert done.stdout == "set()\n", done.stderr

@@ -78,7 +78,7 @@ class Workspace:
         """Run the real command in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "mlscope_lab.cli", *(str(a) for a in arguments)], capture_output=True, text=True,
-            encoding="utf-8", env={**os.environ, **self.environ, "PYTHONUTF8": "1", **environ}, timeout=240,
+            encoding="utf-8", env={**os.environ, **self.environ, "PYTHONUTF8": "1", **environ}, timeout=900,
             check=False,
         )  # fmt: skip
 

@@ -83,7 +83,7 @@ def test_there_are_manifests_of_every_kind() -> None:
         ("version", 1.0, 'version must be text, but 1.0 is no text to YAML; put it in quotes: "1.0"'),
         ("version", "one", "version must be a version such as '1.0.0', not 'one'"),
         ("licence", "MIT", "unknown key 'licence'. Known: attributes, claimed, description, inputs, kind, labels, license, "
-         "name, outputs, references, sources, task, version. Did you mean 'license'?"),
+         "name, outputs, references, sources, symbols, task, version. Did you mean 'license'?"),
         ("inputs[0].dtpye", "x", "inputs[0]: unknown key 'dtpye'. Known: description, dtype, layout, name, preprocess, shape. "
          "Did you mean 'dtype'?"),
         ("inputs[0].layout", "NCH", "inputs[0]: layout 'NCH' has 3 axes, shape has 4"),

@@ -50,7 +50,7 @@ def test_tour_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("MLSCOPE_PATH", str(ROOT / "manifests"))
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )  # fmt: skip
     client.execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -304,7 +304,7 @@ def test_killed_in_the_middle_of_saving_leaves_the_store_whole(store, make_run, 
         os.fsync = fatal
         store.save(first)
     """, store.root, when)  # fmt: skip
-    _, errors = victim.communicate(timeout=120)
+    _, errors = victim.communicate(timeout=600)
     assert victim.returncode == -signal.SIGKILL, errors
     assert list(store.runs().index) == [kept]
     assert len(hidden(store)) == 1
@@ -339,7 +339,7 @@ def test_two_processes_save_at_once(store):
     savers = [start(body, store.root) for _ in range(2)]
     printed = set()
     for saver in savers:
-        out, errors = saver.communicate(timeout=200)
+        out, errors = saver.communicate(timeout=600)
         assert saver.returncode == 0, errors
         assert errors == ""
         printed |= set(out.split())
@@ -368,7 +368,7 @@ def test_a_full_disk_is_told_with_bytes_and_path(store, make_run):
         except StoreError as error:
             print(error.errno, error)
     """, store.root)  # fmt: skip
-    out, errors = saver.communicate(timeout=120)
+    out, errors = saver.communicate(timeout=600)
     assert saver.returncode == 0, errors
     assert "could not be stored in" in out
     assert str(store.root) in out

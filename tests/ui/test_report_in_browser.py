@@ -65,9 +65,9 @@ def test_report_opens_from_disk(browser, report):
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
     try:
-        page.goto(report.as_uri(), timeout=120_000)
+        page.goto(report.as_uri(), timeout=240_000)
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))", timeout=120_000
+            "() => [...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))", timeout=240_000
         )
         plots = page.locator(".plot")
         assert plots.count() == 6
@@ -93,7 +93,7 @@ def test_report_opens_from_disk(browser, report):
             page.wait_for_function(
                 "() => [...document.querySelectorAll('.plot')].every("
                 "p => p.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth)",
-                timeout=60_000,
+                timeout=240_000,
             )
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert requests == [report.as_uri()]
@@ -107,7 +107,7 @@ def test_policy_stops_what_escaping_would_miss(browser, report):
     context = browser.new_context()
     page = context.new_page()
     try:
-        page.goto(report.as_uri(), timeout=120_000)
+        page.goto(report.as_uri(), timeout=240_000)
         page.evaluate(
             "const s = document.createElement('script'); s.textContent = 'document.title = \"ran\"'; "
             "document.body.append(s); document.body.insertAdjacentHTML('beforeend', "
