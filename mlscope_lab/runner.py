@@ -266,6 +266,7 @@ class Measurement:
             "clock_anchor_unix_ns": self._anchor_unix_ns,
             "processes": what.processes,
             "input": "given" if what.input is not None else "seeded values",
+            "symbols": {**self.subject.symbols, **what.symbols},
             "recipe": recipe,
             "environment": self._environment,
             "warnings": warnings,
