@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Level, Session
+from mlscope_lab.collectors.base import Collector, Recording
 from mlscope_lab.collectors.memory import peak_resident_bytes
 from mlscope_lab.trace.records import PassRecord
 
@@ -32,6 +33,8 @@ class PassPlan:
     ----------
     level
         "model" for the untraced pass, else the trace level.
+    session_level
+        Level at which the session is opened and traced, "model" where only collectors record; None for `level`.
     iterations
         Measured iterations.
     warmup_iterations, warmup_seconds
@@ -39,9 +42,15 @@ class PassPlan:
     """
 
     level: Level = "model"
+    session_level: Level | None = None
     iterations: int = 50
     warmup_iterations: int = 5
     warmup_seconds: float = 0.2
+
+    @property
+    def opened_at(self) -> Level:
+        """Level at which the session is opened."""
+        return self.session_level or self.level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,7 @@ def run_pass(
     process: int = 0,
     open_ns: int = -1,
     progress: Callable[[int, int], None] | None = None,
+    collectors: Sequence[Collector] = (),
 ) -> PassRecord:
     """Measure one pass.
 
@@ -85,6 +95,8 @@ def run_pass(
         What opening the session took, or -1.
     progress
         Called as ``progress(done, total)`` during warm-up only and once at the end, so that it cannot disturb.
+    collectors
+        What records the whole process during the measured part, started before it and stopped after it.
 
     Returns
     -------
@@ -109,13 +121,15 @@ def run_pass(
     times = np.zeros((4, total), dtype=np.int64)
     start, before, predict_, after = times
     prepare, predict, finish = workload.prepare, session.predict, workload.finish
-    traced = plan.level != "model"
+    traced = plan.opened_at != "model"
     if traced:
         session.begin_trace()
+    recording = Recording(collectors, session.device)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
+        recording.start()
         anchor = clock()
         for i in range(total):
             t0 = clock()
@@ -128,6 +142,7 @@ def run_pass(
             start[i], before[i], predict_[i], after[i] = t0 - anchor, t1 - t0, t2 - t1, t3 - t2
         wall_ns = clock() - anchor
     finally:
+        recording.stop()
         if collecting:
             gc.enable()
     layers = session.end_trace() if traced else None
@@ -150,4 +165,6 @@ def run_pass(
         outputs=dict(outputs),
         peak_bytes=peak_resident_bytes(),
         warnings=tuple(session.warnings),
+        events=recording.events(anchor + start + before, predict_),
+        unavailable=recording.unavailable,
     )

@@ -51,6 +51,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "sigmoid": "mlscope_lab.processing.classification:Sigmoid",
         "top_k": "mlscope_lab.processing.classification:TopK",
     },
+    "mlscope_lab.collectors": {},
     "mlscope_lab.converters": {
         "torch_to_onnx": "mlscope_lab.conversion.torch_to_onnx:convert",
         "onnx_to_tensorflow": "mlscope_lab.conversion.onnx_to_tensorflow:convert",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from mlscope_lab.backends.base import Level, Session, SessionOptions
+from mlscope_lab.backends.base import Backend, Level, Session, SessionOptions
 from mlscope_lab.collectors.environment import available_cores, describe, noise_warnings
 from mlscope_lab.config import Settings, load_settings
 from mlscope_lab.errors import InputError, MlscopeError, RunError, nearest
@@ -75,14 +75,38 @@ class Configuration:
                 f"Unknown level {self.level!r}. Known: {', '.join(known)}.{nearest(str(self.level), known)}"
             )
         object.__setattr__(self, "level", level or self.level)
-        if self.level not in schema.RECORDED_LEVELS:
-            raise InputError(
-                f"Level '{self.level}' is not recorded by this version. Recorded: {', '.join(schema.RECORDED_LEVELS)}"
-            )
         if self.on not in {None, "inline", "subprocess"}:
             raise InputError(f"on must be 'inline' or 'subprocess', not {self.on!r}")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise InputError(f"timeout_s must be positive, not {self.timeout_s!r}")
+
+
+def levels_of(level: str) -> tuple[Level, ...]:
+    """Return the levels of the passes that a level asks for: every one down to it."""
+    recorded: tuple[Any, ...] = schema.RECORDED_LEVELS
+    return recorded if level == "full" else recorded[: recorded.index(level) + 1]
+
+
+def _plans(what: Configuration, backend: Backend) -> tuple[list[PassPlan], dict[str, str]]:
+    """Return a pass for each level, and why the backend cannot be traced at some of them.
+
+    The layer pass is always planned: a backend that has none says so itself. At level "hardware" the process is watched
+    even where the framework records nothing.
+    """
+    plans, missing = [], {}
+    for level in levels_of(what.level):
+        traced = level in backend.levels or level == "layer"
+        if not traced:
+            reason = backend.level_reasons.get(level, f"{backend.title} records nothing at this level")
+            missing[f"{level} (framework)" if level == "hardware" else level] = reason
+        if traced or level == "hardware":
+            plans.append(
+                PassPlan(
+                    level=level, session_level=None if traced else "model", iterations=what.iterations,
+                    warmup_iterations=what.warmup,
+                )
+            )  # fmt: skip
+    return plans, missing
 
 
 class Measurement:
@@ -119,11 +143,7 @@ class Measurement:
         self._options = SessionOptions(
             threads=configuration.threads or available_cores(), device=configuration.device, seed=configuration.seed
         )
-        levels: list[Level] = ["model"] if configuration.level == "model" else ["model", "layer"]
-        self._plans = [
-            PassPlan(level=level, iterations=configuration.iterations, warmup_iterations=configuration.warmup)
-            for level in levels
-        ]
+        self._plans, self._missing = _plans(configuration, self.subject.backend)
         self._passes: list[PassRecord] = []
         self._facts: dict[str, Any] = {}
         self._environment, self._unavailable = describe()
@@ -237,7 +257,7 @@ class Measurement:
                 + [w for p in self._passes for w in p.warnings]
             )
         )
-        unavailable = dict(self._unavailable)
+        unavailable = {**self._unavailable, **self._missing}
         for record in self._passes:
             if record.layers is not None:
                 unavailable.update(record.layers.unavailable)
@@ -342,7 +362,8 @@ def profile(
     backend
         "onnxruntime", "pytorch", "tensorflow", ...; default the first that opens the model as published.
     level
-        "model" for latency alone; "layer" adds a traced pass of its own.
+        "model" for latency alone; "layer", "operator", "kernel" and "hardware" each add a traced pass of their own to
+        those above them; "full" is all. What the backend or this machine cannot record is in ``attrs["unavailable"]``.
     batch_size, iterations, warmup
         Samples a predict; measured predicts in each process and pass; least number of predicts before them.
     processes
@@ -382,7 +403,7 @@ def profile(
         timeout_s=timeout_s, memory_limit_bytes=memory_limit_bytes,
     )  # fmt: skip
     resolved = settings or load_settings()
-    steps = processes * (1 if configuration.level == "model" else 2)
+    steps = processes * len(levels_of(configuration.level))
     with reporter(progress, total=steps, title=f"profile {model if isinstance(model, str) else ''}".strip()) as line:
         measurement = Measurement(configuration, settings=resolved, progress=line)
         for process in range(processes):

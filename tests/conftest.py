@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from mlscope_lab.config import Settings, load_settings
+
+# how fast examples come says something of the machine, not of the code
+hypothesis_settings.register_profile("mlscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("mlscope")
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,18 @@ def _union_ns(start: npt.NDArray[np.int64], duration: npt.NDArray[np.int64]) -> 
     return int(np.clip(end - np.maximum(begin, before), 0, None).sum())
 
 
+def _shallowest(run: xr.DataTree) -> xr.Dataset:
+    """Return the layers of the passes that trace least: what a deeper one adds would count to its layers."""
+    data = run[schema.LAYERS].to_dataset()
+    if schema.PASSES not in run.children or not data.sizes["layer_iteration"]:
+        return data
+    depth = np.array([schema.LEVELS.index(level) for level in run[schema.PASSES].to_dataset()["level"].values])
+    of_rows = depth[data["pass_index"].values]
+    if (of_rows == of_rows[0]).all():
+        return data
+    return data.isel(layer_iteration=np.flatnonzero(of_rows == of_rows.min()))
+
+
 def layer_times(run: xr.DataTree) -> xr.Dataset:
     """Summarise the layer pass of a run.
 
@@ -60,7 +72,7 @@ def layer_times(run: xr.DataTree) -> xr.Dataset:
         raise SchemaError(
             f"Run {run.attrs.get('run_id', '?')} has no layers: {reason}. Profile again with level='layer'."
         )
-    data = run[schema.LAYERS].to_dataset()
+    data = _shallowest(run)
     start, duration, exclusive = (data[name].values for name in ("start_ns", "duration_ns", "exclusive_ns"))
     ran = start >= 0
     whole = data["pass_duration_ns"].values

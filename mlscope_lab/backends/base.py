@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 Dim = int | str | None
-Level = Literal["model", "layer"]
+Level = Literal["model", "layer", "operator", "kernel", "hardware"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class SessionOptions:
     device
         "cpu" or "cuda:0".
     level
-        "model" for a plain session, "layer" for one that can be traced.
+        "model" for a plain session, a deeper level for one that can be traced at it.
     seed
         Seed of the framework's random generator.
     scratch
@@ -288,7 +288,7 @@ class Session(ABC):
         Raises
         ------
         SessionError
-            If the session is closed, already tracing, or was not opened with ``level="layer"``.
+            If the session is closed, already tracing, or was opened with ``level="model"``.
         """
         if self._closed or self._tracing:
             raise SessionError("The session is closed" if self._closed else "The session is tracing already")
@@ -344,6 +344,10 @@ class Backend(ABC):
         The extra of mlscope-lab that installs it.
     formats
         Formats that it opens as they are, best first, known without importing the framework.
+    levels
+        Levels at which its sessions can be traced, "model" included, known without importing the framework.
+    level_reasons
+        Why it cannot be traced at another level: {level: reason}.
     """
 
     name: ClassVar[str]
@@ -352,6 +356,8 @@ class Backend(ABC):
     module: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     formats: ClassVar[tuple[str, ...]] = ()
+    levels: ClassVar[tuple[Level, ...]] = ("model", "layer")
+    level_reasons: ClassVar[Mapping[str, str]] = {}
 
     def availability(self) -> Availability:
         """Tell whether the framework is installed, without importing it."""

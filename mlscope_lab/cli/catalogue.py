@@ -186,12 +186,16 @@ def _run_schema() -> dict[str, Any]:
             group: {
                 name: {
                     "dims": dims,
-                    "dtype": "str" if name in run.TEXT else run.DTYPES.get(name, "int64"),
-                    "units": next((unit for suffix, unit in run.UNITS.items() if name.endswith(suffix)), None),
+                    "dtype": "str" if run.is_text(name) else run.dtype_of(group, name),
+                    "units": run.units_of(name),
                 }
                 for name, dims in variables.items()
             }
             for group, variables in run.GROUPS.items()
+        },
+        "optional": {
+            group: {name: {"dims": [run.EVENT_DIMS[group]], "dtype": run.dtype_of(group, name)} for name in names}
+            for group, names in run.OPTIONAL.items()
         },
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import ModelFiles, SessionOptions, TensorSpec
-from mlscope_lab.trace.records import LayerTable, LayerTrace, PassRecord
+from mlscope_lab.trace.records import EventTable, LayerTable, LayerTrace, PassRecord
 
 __all__ = [
     "model_from_json",
@@ -96,11 +96,43 @@ def pass_to_message(record: PassRecord) -> tuple[dict[str, Any], Arrays]:
     message["outputs"] = list(outputs)
     for index, array in enumerate(outputs.values()):
         arrays[f"output.{index}"] = array
+    message["events"] = _events_to_message(record.events, "pass.events.", arrays)
     if record.layers is not None:
         message["layers"] = _split(record.layers, "layers.", arrays)
         message["layers"]["unavailable"] = dict(record.layers.unavailable)
         message["layers"]["layers"] = dataclasses.asdict(record.layers.layers)
+        message["layers"]["events"] = _events_to_message(record.layers.events, "layers.events.", arrays)
     return message, arrays
+
+
+def _events_to_message(events: Mapping[str, EventTable], prefix: str, arrays: Arrays) -> list[dict[str, Any]]:
+    """Move the columns of events into `arrays`; return the rest, one entry a group."""
+    rest = []
+    for number, (group, table) in enumerate(events.items()):
+        arrays |= {f"{prefix}{number}.{column}": values for column, values in table.columns.items()}
+        rest.append(
+            {
+                "group": group,
+                "columns": list(table.columns),
+                "tables": {k: list(v) for k, v in table.tables.items()},
+                "attrs": dict(table.attrs),
+                "variable_attrs": {k: dict(v) for k, v in table.variable_attrs.items()},
+            }
+        )
+    return rest
+
+
+def _events_from_message(rest: list[dict[str, Any]], prefix: str, arrays: dict[str, Any]) -> dict[str, EventTable]:
+    """Undo `_events_to_message`, taking the columns out of `arrays`."""
+    return {
+        item["group"]: EventTable(
+            columns={column: arrays.pop(f"{prefix}{number}.{column}") for column in item["columns"]},
+            tables={name: tuple(texts) for name, texts in item["tables"].items()},
+            attrs=item["attrs"],
+            variable_attrs=item["variable_attrs"],
+        )
+        for number, item in enumerate(rest)
+    }
 
 
 def _taken(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
@@ -109,11 +141,14 @@ def _taken(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any
 
 def pass_from_message(message: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> PassRecord:
     """Undo `pass_to_message`."""
-    fields = dict(message)
+    fields, arrays = dict(message), dict(arrays)
     layers = fields.pop("layers", None)
+    fields["events"] = _events_from_message(fields["events"], "pass.events.", arrays)
     trace = None
     if layers is not None:
+        layers = dict(layers)
         table = LayerTable(**{key: tuple(value) for key, value in layers.pop("layers").items()})
+        layers["events"] = _events_from_message(layers["events"], "layers.events.", arrays)
         trace = LayerTrace(layers=table, **layers, **_taken("layers.", arrays))
     outputs = {name: arrays[f"output.{index}"] for index, name in enumerate(fields.pop("outputs"))}
     fields["warnings"] = tuple(fields["warnings"])

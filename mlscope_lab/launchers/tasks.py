@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mlscope_lab import plugins
 from mlscope_lab.backends import load_backend
 from mlscope_lab.backends.base import Level, ModelFiles, Session, SessionOptions
+from mlscope_lab.collectors import collectors_for
 from mlscope_lab.errors import InputError, PluginError
 from mlscope_lab.launchers.codec import model_from_json, options_from_json, pass_to_message, specs_to_json
 from mlscope_lab.launchers.lock import measuring
@@ -58,7 +59,7 @@ def measure(
     for plan in plans:
         emit({"type": "stage", "stage": "open", "level": plan.level, "process": process})
         begin = time.perf_counter_ns()
-        session = open_session(plan.level)
+        session = open_session(plan.opened_at)
         open_ns = time.perf_counter_ns() - begin
         try:
             emit({"type": "session", "level": plan.level, "process": process, **session_facts(session)})
@@ -72,6 +73,7 @@ def measure(
                     progress=lambda done, total, level=plan.level: emit(  # type: ignore[misc]
                         {"type": "progress", "level": level, "process": process, "done": done, "total": total}
                     ),
+                    collectors=collectors_for(plan.level),
                 )
             record.lock_wait_ns = waited_ns
         finally:

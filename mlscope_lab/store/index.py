@@ -26,14 +26,14 @@ COLUMNS = {
     "level": "TEXT NOT NULL",
     "device": "TEXT NOT NULL",
     "precision": "TEXT",
-    "batch_size": "INTEGER NOT NULL",
+    "batch_size": "INTEGER",
     "threads": "INTEGER",
     "isolation": "TEXT NOT NULL",
     "predict_median_ns": "REAL",
 }
 FILTERS = ("model", "backend", "status", "level", "device", "precision", "batch_size")
 
-_VERSION = 1
+_VERSION = 2
 _APPLICATION = 0x6D6C7363  # "mlsc", so that another program's database is not taken for ours
 _BUSY_S = 30.0
 _CREATE = (

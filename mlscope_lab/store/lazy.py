@@ -21,7 +21,7 @@ from mlscope_lab.trace import schema
 
 __all__ = ["RunBackend"]
 
-_PLAIN_UNITS = {"", "1", *schema.UNITS.values()}
+_PLAIN_UNITS = {"", "1", *schema.UNITS}
 
 
 def _dtype(folder: Path, node: Mapping[str, Any]) -> np.dtype[Any]:

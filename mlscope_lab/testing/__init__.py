@@ -4,7 +4,7 @@
     What every backend must do; subclass it in a test module (needs pytest).
 `check_layer_trace`
     The invariants of a `LayerTrace`.
-`synthetic_layer_trace`, `synthetic_pass`
+`synthetic_layer_trace`, `synthetic_pass`, `synthetic_events`
     Valid records of any size from a seed, for tests of whatever takes records.
 `synthetic_run`, `synthetic_failed_run`, `synthetic_ranking`
     Whole runs and their answers, for tests of whatever takes runs.
@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlscope_lab.testing.checks import check_layer_trace
+from mlscope_lab.testing.events import synthetic_events
 from mlscope_lab.testing.runs import synthetic_failed_run, synthetic_ranking, synthetic_run
 from mlscope_lab.testing.synthetic import synthetic_layer_trace, synthetic_pass
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendContract",
     "check_layer_trace",
+    "synthetic_events",
     "synthetic_failed_run",
     "synthetic_layer_trace",
     "synthetic_pass",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlscope_lab.testing.events import synthetic_events
 from mlscope_lab.testing.synthetic import synthetic_pass
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def synthetic_run(
     seed: int = 0,
     rename: Mapping[int, str] | None = None,
     outputs: xr.Dataset | None = None,
+    deep: bool = False,
     **changes: Any,
 ) -> xr.DataTree:
     """Return a run with a layer pass in every process.
@@ -82,6 +84,8 @@ def synthetic_run(
         {row: label} for layers with labels of the caller's choosing; their types hold it, too.
     outputs
         The ``/outputs`` group, default `synthetic_ranking`.
+    deep
+        Add a kernel pass with every group of events, see `synthetic_events`.
     **changes
         Attributes of the root that differ from the default ones.
     """
@@ -102,7 +106,15 @@ def synthetic_run(
                 table = dataclasses.replace(table, name=names, type=types, scope=names)
                 traced = dataclasses.replace(traced, layers=dataclasses.replace(traced.layers, layers=table))
             passes.append(traced)
-    level = "layer" if layers else "model"
+            if deep:
+                events = synthetic_events(layers=layers, anchor_ns=anchor, seed=seed + process)
+                assert traced.layers is not None
+                passes.append(
+                    dataclasses.replace(
+                        traced, level="kernel", layers=dataclasses.replace(traced.layers, events=events)
+                    )
+                )
+    level = "kernel" if deep else "layer" if layers else "model"
     run_id = f"20261122T0030{seed:02d}Z-1a2b3c{seed:02x}"
     attrs = _attributes(**{"level": level, "processes": processes, "run_id": run_id} | changes)
     return build_run(attrs=attrs, passes=passes, outputs=synthetic_ranking() if outputs is None else outputs)

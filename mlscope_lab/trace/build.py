@@ -13,7 +13,8 @@ import numpy.typing as npt
 from mlscope_lab.errors import SchemaError
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.comparison import compare_outputs, median_ratio
-from mlscope_lab.trace.records import PassRecord
+from mlscope_lab.trace.events import PassEvents, datasets_of
+from mlscope_lab.trace.records import EventTable, PassRecord
 from mlscope_lab.trace.tables import TEXT_COLUMNS, unite
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from mlscope_lab.trace.records import LayerTrace
 
-__all__ = ["build_run", "new_run_id", "plain", "texts_as_objects"]
+__all__ = ["build_imported", "build_run", "new_run_id", "plain", "texts_as_objects"]
 
 _INT = npt.NDArray[np.int64]
 _ANALYTIC = frozenset({"parameter_bytes", "activation_bytes"})
@@ -50,7 +51,7 @@ _LONG_NAMES = {
     "outputs_equal": "outputs equal those of the untraced pass (1 yes, 0 no, -1 unknown)",
     "overhead_high": "upper 95 % bound of overhead_ratio",
     "overhead_low": "lower 95 % bound of overhead_ratio",
-    "overhead_ratio": "median predict time over that of the untraced pass",
+    "overhead_ratio": "median predict time over that of the pass one level above",
     "parameter_bytes": "size of the layer's own weights (-1: unknown)",
     "parent": "index of the enclosing call (-1: none)",
     "pass_duration_ns": "duration of the traced predict",
@@ -115,13 +116,13 @@ def plain(value: Any, where: str = "attrs") -> Any:
 def _variable(group: str, name: str, values: Any) -> tuple[tuple[str, ...], npt.NDArray[Any], dict[str, str]]:
     """Return dims, data and attrs of one variable of the schema."""
     dims = schema.GROUPS[group][name]
-    if name in schema.TEXT:
+    if schema.is_text(name):
         data = np.empty(len(values), dtype=object)
         data[:] = list(values)
         units = ""
     else:
-        data = np.asarray(values, dtype=schema.DTYPES.get(name, "int64"))
-        units = next((unit for suffix, unit in schema.UNITS.items() if name.endswith(suffix)), "1")
+        data = np.asarray(values, dtype=schema.dtype_of(group, name))
+        units = schema.units_of(name) or "1"
     provenance = "analytic" if name in _ANALYTIC else "derived" if name in _DERIVED else "measured"
     return dims, data, {"units": units, "long_name": _LONG_NAMES[name], "provenance": provenance}
 
@@ -136,10 +137,18 @@ def _traced(record: PassRecord) -> LayerTrace | None:
     return record.layers if record.level != "model" else None
 
 
-def _base(passes: Sequence[PassRecord], process: int) -> list[PassRecord]:
-    """Return the untraced passes to compare with: those of the same process, or of all where it has none."""
-    untraced = [record for record in passes if record.level == "model"]
-    return [record for record in untraced if record.process == process] or untraced
+def _above(passes: Sequence[PassRecord], record: PassRecord) -> list[PassRecord]:
+    """Return the passes one level above: those of the same process, or of all where it has none."""
+    depth = schema.LEVELS.index(record.level)
+    shallower = [other for other in passes if schema.LEVELS.index(other.level) < depth]
+    near = [other for other in shallower if other.process == record.process] or shallower
+    deepest = max((schema.LEVELS.index(other.level) for other in near), default=-1)
+    return [other for other in near if schema.LEVELS.index(other.level) == deepest]
+
+
+def _plain(passes: Sequence[PassRecord], process: int) -> PassRecord | None:
+    """Return the untraced pass of a process."""
+    return next((other for other in passes if other.level == "model" and other.process == process), None)
 
 
 def _join(arrays: Sequence[_INT]) -> _INT:
@@ -152,9 +161,9 @@ def _pass_columns(passes: Sequence[PassRecord]) -> dict[str, list[Any]]:
         trace = _traced(record)
         overhead, same = (np.nan, np.nan, np.nan), (-1, np.nan)
         if record.level != "model":
-            base = _base(passes, record.process)
-            overhead = median_ratio(record.predict_ns, _join([b.predict_ns for b in base]))
-            same = compare_outputs(record.outputs, next((b.outputs for b in base if b.process == record.process), None))
+            overhead = median_ratio(record.predict_ns, _join([a.predict_ns for a in _above(passes, record)]))
+            untraced = _plain(passes, record.process)
+            same = compare_outputs(record.outputs, untraced.outputs if untraced is not None else None)
         row = {
             "level": record.level,
             "process": record.process,
@@ -198,7 +207,8 @@ def _relative(absolute: _INT, anchor_ns: int, ran: npt.NDArray[np.bool_]) -> _IN
     return np.where(ran, np.maximum(absolute - anchor_ns, 0), -1).astype(np.int64)
 
 
-def _layers(passes: Sequence[PassRecord]) -> tuple[xr.Dataset, list[str]]:
+def _layers(passes: Sequence[PassRecord]) -> tuple[xr.Dataset, list[str], dict[int, npt.NDArray[np.intp]]]:
+    """Return the layers, warnings, and for each traced pass the rows that its own layers have here."""
     traced = [(index, record, trace) for index, record in enumerate(passes) if (trace := _traced(record)) is not None]
     table, positions, warnings = unite([(record.process, trace.layers) for _, record, trace in traced])
     rows: dict[str, list[_INT]] = {name: [] for name in ("start_ns", "duration_ns", "exclusive_ns")}
@@ -227,7 +237,18 @@ def _layers(passes: Sequence[PassRecord]) -> tuple[xr.Dataset, list[str]]:
     columns |= {name: _join(parts) for name, parts in along.items()}
     columns |= {name: getattr(table, name) for name in (*TEXT_COLUMNS, "parent", "depth", "parameter_bytes",
                                                          "activation_bytes")}  # fmt: skip
-    return _dataset(schema.LAYERS, columns), warnings
+    place = {index: position for (index, _, _), position in zip(traced, positions, strict=True)}
+    return _dataset(schema.LAYERS, columns), warnings, place
+
+
+def _events(passes: Sequence[PassRecord], place: Mapping[int, npt.NDArray[np.intp]]) -> dict[str, xr.Dataset]:
+    found = []
+    for index, record in enumerate(passes):
+        groups = {**(record.layers.events if record.layers is not None else {}), **record.events}
+        found.append(
+            PassEvents(pass_index=index, anchor_ns=record.anchor_ns, groups=groups, layer_positions=place.get(index))
+        )
+    return datasets_of(found)
 
 
 def _check_records(passes: Sequence[PassRecord]) -> None:
@@ -236,7 +257,7 @@ def _check_records(passes: Sequence[PassRecord]) -> None:
             raise SchemaError(
                 f"passes[{index}].level must be one of {', '.join(schema.RECORDED_LEVELS)}, not {record.level!r}"
             )
-        if record.level != "model" and record.layers is None:
+        if record.level not in {"model", "hardware"} and record.layers is None:
             raise SchemaError(f"passes[{index}] has level '{record.level}' but no layer trace; give layers=")
         if record.level == "model" and record.layers is not None:
             raise SchemaError(f"passes[{index}] has level 'model' but a layer trace; call it level 'layer'")
@@ -274,7 +295,8 @@ def build_run(
     -------
     xarray.DataTree
         Root with attributes only; ``/passes`` (pass), ``/latency`` (latency_iteration, untraced passes only),
-        ``/layers`` (layer_iteration, layer) if there is a layer pass, ``/outputs`` if given. Times are int64 ns since
+        ``/layers`` (layer_iteration, layer) if there is a traced pass, the groups of events that were recorded,
+        ``/outputs`` if given. Times are int64 ns since
         the start of their pass, -1 where a layer did not run. Layer tables that differ between processes are united
         by name.
 
@@ -296,17 +318,104 @@ def build_run(
     if passes:
         groups[schema.PASSES] = _dataset(schema.PASSES, _pass_columns(passes))
         groups[schema.LATENCY] = _latency(passes)
-    if any(record.level != "model" for record in passes):
-        groups[schema.LAYERS], differences = _layers(passes)
+    place: dict[int, npt.NDArray[np.intp]] = {}
+    if any(_traced(record) is not None for record in passes):
+        groups[schema.LAYERS], differences, place = _layers(passes)
         warnings += differences
+    groups |= _events(passes, place)
     if outputs is not None:
         groups[schema.OUTPUTS] = texts_as_objects(outputs)
     if isinstance(root.get("warnings"), list):
         root["warnings"] = list(dict.fromkeys([*root["warnings"], *warnings]))
     if isinstance(root.get("unavailable"), dict):
         for record in passes:
+            root["unavailable"] |= plain(record.unavailable)
             if record.layers is not None:
                 root["unavailable"] |= plain(record.layers.unavailable)
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=root), **{f"/{name}": data for name, data in groups.items()}})
+    validate(tree)
+    return tree
+
+
+def build_imported(
+    *,
+    attrs: Mapping[str, Any],
+    events: Mapping[str, EventTable],
+    layers: LayerTrace | None = None,
+    anchor_ns: int = 0,
+    wall_ns: int,
+    level: str,
+    resolution_ns: int = 1,
+    dropped_events: int = 0,
+    iterations: int = 0,
+) -> xr.DataTree:
+    """Build the run of a trace that another tool made.
+
+    Parameters
+    ----------
+    attrs
+        What is known of it: ``model`` (the trace's name) and ``backend`` (the tool that made it) at least. What is not
+        known of `schema.REQUIRED_ATTRS` becomes None.
+    events
+        Events by group.
+    layers
+        Layers where the trace tells them.
+    anchor_ns
+        The trace's own time at which it starts; times of the run count from there.
+    wall_ns
+        From its first event to the end of its last.
+    level
+        The deepest level that it holds.
+    resolution_ns
+        Smallest step of the trace's clock.
+    dropped_events
+        Events that the trace names as lost, or that could not be read.
+    iterations
+        Steps that it marks.
+
+    Returns
+    -------
+    xarray.DataTree
+        As from `build_run`, with ``origin`` "imported", one row in ``/passes`` and no ``/latency``: nobody knows what
+        the model takes untraced.
+
+    Raises
+    ------
+    SchemaError
+        If the parts contradict each other.
+    """
+    import xarray as xr
+
+    from mlscope_lab.trace.accessor import ensure_registered
+    from mlscope_lab.trace.validate import validate
+
+    ensure_registered()
+    none = np.zeros(0, dtype=np.int64)
+    record = PassRecord(
+        level=level, process=0, warmup_iterations=-1, start_ns=none, preprocess_ns=none, predict_ns=none,
+        postprocess_ns=none, wall_ns=wall_ns, anchor_ns=anchor_ns, layers=layers, lock_wait_ns=-1,
+    )  # fmt: skip
+    unknown: dict[str, Any] = dict.fromkeys(schema.REQUIRED_ATTRS)
+    defaults = {
+        "schema_version": schema.SCHEMA_VERSION, "run_id": new_run_id(), "status": "complete", "origin": "imported",
+        "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"), "device": "unknown", "level": level,
+        "isolation": "imported", "clock_anchor_unix_ns": 0, "environment": {}, "warnings": [], "unavailable": {},
+    }  # fmt: skip
+    root = plain({**unknown, **defaults, **attrs})
+    columns = _pass_columns([record])
+    columns |= {"measured_iterations": [iterations], "resolution_ns": [resolution_ns],
+                "dropped_events": [dropped_events]}  # fmt: skip
+    groups = {schema.PASSES: _dataset(schema.PASSES, columns)}
+    place = None
+    if layers is not None:
+        groups[schema.LAYERS], _, places = _layers([record])
+        place = places[0]
+    here = PassEvents(pass_index=0, anchor_ns=anchor_ns, groups=events, layer_positions=place)
+    groups |= datasets_of([here], provenance="imported")
+    for data in groups.values():
+        for variable in data.variables.values():
+            if variable.attrs.get("provenance") == "measured":
+                variable.attrs["provenance"] = "imported"
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=root), **{f"/{name}": data for name, data in groups.items()}})
     validate(tree)
     return tree

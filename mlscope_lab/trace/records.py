@@ -13,7 +13,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LayerTable", "LayerTrace", "PassRecord"]
+__all__ = ["EventTable", "LayerTable", "LayerTrace", "PassRecord"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventTable:
+    """The events of one group (`mlscope_lab.trace.schema.EVENT_DIMS`) in one pass.
+
+    Attributes
+    ----------
+    columns
+        Arrays of one length, by the names and dtypes of the schema, ``pass_index`` excepted. Times are on the measuring
+        process's `perf_counter_ns` clock. Indices refer to the tables of the same pass, -1 where there is none. Of the
+        schema's columns only times are needed; what is absent becomes -1, or NaN in a column of floats. In "kernels"
+        and "counters" any further float64 column is a hardware counter of that name.
+    tables
+        For each column ``X_code`` under the name ``X`` the distinct texts that its codes number, e.g.
+        ``{"name": ("aten::conv2d", "aten::relu")}``.
+    attrs
+        Of the group.
+    variable_attrs
+        {column: {attribute: value}}, e.g. the unit of a counter.
+    """
+
+    columns: Mapping[str, npt.NDArray[Any]]
+    tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    variable_attrs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self)
+        for column, values in self.columns.items():
+            if values.shape != (n,):
+                raise ValueError(f"EventTable.columns['{column}'] has shape {values.shape}, not ({n},)")
+            if column.endswith("_code"):
+                limit = len(self.tables.get(column.removesuffix("_code"), ()))
+                if n and not (values.min() >= -1 and values.max() < limit):
+                    raise ValueError(f"EventTable.columns['{column}'] has codes outside its table of {limit} texts")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +130,8 @@ class LayerTrace:
         Events that the source lost, 0 if none.
     unavailable
         What could not be recorded: {what: reason}.
+    events
+        What was recorded below the layers, by group; ``layer_index`` refers to `layers`.
     """
 
     layers: LayerTable
@@ -104,6 +145,7 @@ class LayerTrace:
     executable_digest: str = ""
     dropped_events: int = 0
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    events: Mapping[str, EventTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         want = (len(self.iteration_start_ns), len(self.layers))
@@ -119,7 +161,7 @@ class PassRecord:
     Attributes
     ----------
     level
-        "model" (untraced) or "layer".
+        "model" (untraced), or the level that was traced.
     process
         Number of the measuring process, from 0.
     warmup_iterations
@@ -145,6 +187,11 @@ class PassRecord:
         Peak resident set size of the process, -1 if unknown.
     warnings
         What the user should know.
+    events
+        What collectors of the whole process recorded, by group ("memory", "power"); those of the session are in
+        `layers`.
+    unavailable
+        What they could not record: {what: reason}.
     """
 
     level: str
@@ -164,3 +211,5 @@ class PassRecord:
     outputs: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     peak_bytes: int = -1
     warnings: tuple[str, ...] = ()
+    events: Mapping[str, EventTable] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)

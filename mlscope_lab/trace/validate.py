@@ -50,7 +50,7 @@ _ATTRS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "backend_version": (lambda v: v is None or isinstance(v, str), "text or None"),
     "device": (lambda v: isinstance(v, str) and bool(v), "a device such as cpu"),
     "precision": (lambda v: v is None or isinstance(v, str), "text such as float32 or None"),
-    "batch_size": (lambda v: _is_int(v) and v > 0, "a positive integer"),
+    "batch_size": (lambda v: v is None or (_is_int(v) and v > 0), "a positive integer, or None where unknown"),
     "level": (lambda v: v in schema.LEVELS, f"one of {', '.join(schema.LEVELS)}"),
     "seed": (lambda v: v is None or _is_int(v), "an integer or None"),
     "threads": (lambda v: v is None or (_is_int(v) and v > 0), "a positive integer or None"),
@@ -76,6 +76,8 @@ def _check_attrs(attrs: Mapping[Any, Any]) -> None:
     for name, (holds, what) in _ATTRS.items():
         if not holds(attrs[name]):
             _fail(f"attrs['{name}'] of the root must be {what}, not {attrs[name]!r}")
+    if attrs.get("origin", "measured") not in schema.ORIGINS:
+        _fail(f"attrs['origin'] of the root must be one of {', '.join(schema.ORIGINS)}, not {attrs['origin']!r}")
     failure = attrs.get("failure")
     if attrs["status"] == "failed":
         if not isinstance(failure, Mapping) or failure.get("kind") not in schema.FAILURE_KINDS:
@@ -91,18 +93,18 @@ def _check_variable(group: str, name: str, variable: xr.Variable, dims: tuple[st
     where = f"/{group} variable '{name}'"
     if variable.dims != dims:
         _fail(f"{where} must have dims {dims}, not {variable.dims}")
-    if name in schema.TEXT:
+    if schema.is_text(name):
         if variable.dtype != np.dtype(object):
             _fail(f"{where} must be text in an object array, not {variable.dtype}; use .astype(object)")
-    elif variable.dtype != np.dtype(schema.DTYPES.get(name, "int64")):
-        _fail(f"{where} must be {schema.DTYPES.get(name, 'int64')}, not {variable.dtype}")
+    elif variable.dtype != np.dtype(schema.dtype_of(group, name)):
+        _fail(f"{where} must be {schema.dtype_of(group, name)}, not {variable.dtype}")
     for attr in ("units", "long_name", "provenance"):
         if not isinstance(variable.attrs.get(attr), str):
             _fail(f"{where} lacks the attribute '{attr}'")
     if variable.attrs["provenance"] not in schema.PROVENANCES:
         _fail(f"{where}: provenance must be one of {', '.join(schema.PROVENANCES)}, "
               f"not {variable.attrs['provenance']!r}")  # fmt: skip
-    want = next((unit for suffix, unit in schema.UNITS.items() if name.endswith(suffix)), None)
+    want = schema.units_of(name)
     if want is not None and variable.attrs["units"] != want:
         _fail(f"{where}: units must be '{want}', not {variable.attrs['units']!r}")
 
@@ -147,6 +149,44 @@ def _check_values(tree: xr.DataTree) -> None:
                       "both are -1 where a layer did not run")  # fmt: skip
 
 
+def _check_extras(group: str, data: xr.Dataset) -> None:
+    """Check the columns that a group of events may have besides those that it must."""
+    dim = schema.EVENT_DIMS[group]
+    for name, variable in data.variables.items():
+        if name in schema.GROUPS[group]:
+            continue
+        text = str(name)
+        if text.endswith("_table"):
+            _check_variable(group, text, variable, (f"{dim}_{text.removesuffix('_table')}",))
+        else:
+            _check_variable(group, text, variable, (dim,))
+
+
+def _check_events(tree: xr.DataTree) -> None:
+    """Check codes and indices; each column is looked through once."""
+    sizes = {
+        name: int(node.dataset.sizes.get(dim, 0))
+        for name, node in tree.children.items()
+        for dim in [schema.EVENT_DIMS.get(name, {schema.PASSES: "pass", schema.LAYERS: "layer"}.get(name, ""))]
+    }
+    for group, dim in schema.EVENT_DIMS.items():
+        if group not in tree.children:
+            continue
+        data = tree.children[group].dataset
+        for key, variable in data.variables.items():
+            name, where = str(key), f"/{group} variable '{key}'"
+            if variable.dims != (dim,):
+                continue
+            if name.endswith("_code"):
+                _check_index(where, variable.values, int(data[f"{name[:-5]}_table"].size), lowest=-1)
+            elif name == "parent_index":
+                _check_index(where, variable.values, sizes[group], lowest=-1)
+            elif name in schema.INDEX_TARGETS:
+                _check_index(where, variable.values, sizes.get(schema.INDEX_TARGETS[name], 0), lowest=-1)
+            elif name == "duration_ns" and variable.size and int(variable.values.min()) < 0:
+                _fail(f"{where} holds a negative duration ({int(variable.values.min())})")
+
+
 def validate(tree: xr.DataTree, *, values: bool = True) -> None:
     """Check that a tree keeps to the schema.
 
@@ -166,7 +206,8 @@ def validate(tree: xr.DataTree, *, values: bool = True) -> None:
     if tree.dataset.sizes or tree.dataset.variables:
         _fail(f"the root must hold attributes only, not dims {tuple(tree.dataset.sizes)} and variables "
               f"{tuple(tree.dataset.variables)}; move them into a group")  # fmt: skip
-    needed = (schema.PASSES, schema.LATENCY) if tree.attrs["status"] == "complete" else ()
+    measured = tree.attrs.get("origin", "measured") == "measured"
+    needed = () if tree.attrs["status"] != "complete" else (schema.PASSES, schema.LATENCY)[: 1 + measured]
     for group in needed:
         if group not in tree.children:
             _fail(f"a complete run needs the group /{group}; found {', '.join(tree.children) or 'none'}")
@@ -180,11 +221,14 @@ def validate(tree: xr.DataTree, *, values: bool = True) -> None:
                 near = nearest(name, [str(v) for v in data.variables if v not in variables])
                 _fail(f"/{group} lacks the variable '{name}'.{near}")
             _check_variable(group, name, data.variables[name], dims)
+        if group in schema.EVENT_DIMS:
+            _check_extras(group, data)
     for group, node in tree.children.items():
         if group != "tensors" and node.children:
             _fail(f"groups must be flat siblings, but /{group} holds {', '.join(node.children)}; move them to the root")
-    for group in (schema.LATENCY, schema.LAYERS):
+    for group in (schema.LATENCY, schema.LAYERS, *schema.EVENT_GROUPS):
         if group in tree.children and schema.PASSES not in tree.children:
             _fail(f"/{group} refers to /{schema.PASSES}, which is missing")
     if values:
         _check_values(tree)
+        _check_events(tree)

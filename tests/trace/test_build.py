@@ -208,7 +208,7 @@ def test_records_that_contradict_themselves(run_attrs):
     for wrong, words in (
         (dataclasses.replace(traced, layers=None), "no layer trace"),
         (dataclasses.replace(plain_pass, layers=traced.layers), "call it level 'layer'"),
-        (dataclasses.replace(plain_pass, level="kernel"), "model, layer"),
+        (dataclasses.replace(plain_pass, level="full"), "model, layer"),
         (dataclasses.replace(plain_pass, start_ns=np.zeros(1, dtype=np.int64)), "start_ns has shape"),
     ):
         with pytest.raises(SchemaError, match=words):

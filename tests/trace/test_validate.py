@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlscope_lab.errors import SchemaError
-from mlscope_lab.testing import synthetic_pass
+from mlscope_lab.testing import synthetic_pass, synthetic_run
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.build import build_run
 from mlscope_lab.trace.validate import validate
@@ -16,6 +16,11 @@ from mlscope_lab.trace.validate import validate
 @pytest.fixture
 def run(run_attrs):
     return build_run(attrs=run_attrs(), passes=[synthetic_pass(level=level) for level in ("model", "layer")])
+
+
+@pytest.fixture
+def deep_run():
+    return synthetic_run(deep=True, processes=1)
 
 
 def test_a_built_run_is_valid(run):
@@ -51,7 +56,8 @@ def test_a_malformed_attribute_is_named(run, name, value, words):
 
 
 @pytest.mark.parametrize("group", list(schema.GROUPS))
-def test_every_variable_is_required_with_its_dims_dtype_and_attrs(run, group):
+def test_every_variable_is_required_with_its_dims_dtype_and_attrs(deep_run, group):
+    run = deep_run
     for name in schema.GROUPS[group]:
         whole = run[group].to_dataset()
 
@@ -63,7 +69,7 @@ def test_every_variable_is_required_with_its_dims_dtype_and_attrs(run, group):
         refused(whole.drop_vars(name), f"/{group} lacks the variable '{name}'")
         refused(whole.drop_vars(name).assign({f"{name}x": whole[name]}), f"Did you mean '{name}x'")
         refused(whole.assign({name: whole[name].astype("float32")})
-                if name not in schema.TEXT else whole.assign({name: whole[name].astype("U")}),
+                if not schema.is_text(name) else whole.assign({name: whole[name].astype("U")}),
                 f"/{group} variable '{name}' must be")  # fmt: skip
         refused(whole.assign({name: ((), 0)}), f"variable '{name}' must have dims")
         for attr in ("units", "long_name", "provenance"):
