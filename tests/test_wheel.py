@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mlscope_lab.demo import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -43,9 +45,10 @@ def python(wheel, tmp_path_factory):
 
 
 def _run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONUTF8": "1"}
     command = [str(python.parent / "mlscope"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8",
+                          timeout=1700, check=False)  # fmt: skip
 
 
 def test_the_wheel_holds_what_is_not_code(wheel):
@@ -83,3 +86,29 @@ def test_it_measures_outside_the_checkout(python, tmp_path):
     found = json.loads(done.stdout)
     assert found["status"] == "complete"
     assert found["layers"]["count"] > 10
+
+
+@pytest.mark.timeout(1800)
+def test_the_demo_names_the_cat_on_every_backend(python, tmp_path):
+    for module in ("torch", "onnxruntime", "tensorflow", "skimage"):
+        pytest.importorskip(module)
+    done = _run(python, "demo", "--output", str(tmp_path / "out"), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout)
+    assert set(said) == {
+        "model", "answers", "differences", "largest_difference", "tolerance", "agree", "runs", "left_out", "report",
+        "prepare_s", "seconds",
+    }  # fmt: skip
+    named = {(a["backend"], a["picture"]): (a["index"], a["label"]) for a in said["answers"]}
+    for backend in BACKENDS:
+        assert named[backend, "cat"] == (285, "Egyptian cat")
+        assert "espresso" in named[backend, "coffee"][1]
+        run = said["runs"][backend]
+        assert run["summary"]["stages"]["predict"]["low_ns"] > 0
+        assert len(run["layers"]["slowest"]) == 5
+    assert len(said["differences"]) == 3
+    assert 0 < said["largest_difference"] < said["tolerance"]
+    assert said["left_out"] == {}
+    page = Path(said["report"])
+    assert page.parent == tmp_path / "out"
+    assert all(run["run_id"] in page.read_text(encoding="utf-8") for run in said["runs"].values())
