@@ -6,9 +6,7 @@ node around them, then ``model_run``. Times are whole microseconds since the pro
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,25 @@ import numpy.typing as npt
 
 from mlscope_lab.backends.onnxruntime_graph import Outline, sources_of
 from mlscope_lab.errors import SessionError
+from mlscope_lab.trace.importers.ort_events import (
+    EVENT_CAP,
+    NODE_SUFFIX,
+    RESOLUTION_NS,
+    arguments_of,
+    bytes_of,
+    field_of,
+    plain_name,
+    read_events,
+    shapes_of,
+)  # fmt: skip
 from mlscope_lab.trace.records import LayerTable, LayerTrace
 
 __all__ = ["EVENT_CAP", "RESOLUTION_NS", "Clock", "to_layer_trace"]
 
-EVENT_CAP = 1_000_000
-"""Events that ONNX Runtime keeps; later ones are lost without a word."""
-RESOLUTION_NS = 1000
-
-_EVENT = re.compile(
-    r'\{"cat" ?: ?"(?P<cat>\w+)", ?"pid" ?: ?\d+, ?"tid" ?: ?-?\d+, ?"dur" ?: ?(?P<dur>\d+), ?"ts" ?: ?(?P<ts>-?\d+),'
-    r' ?"ph" ?: ?"X", ?"name" ?: ?"(?P<name>.*?)", ?"args" ?: ?\{'
-)
-_OPERATOR = re.compile(r'"op_name" ?: ?"([^"]*)"')
-_INDEX = re.compile(r'"node_index" ?: ?"(\d+)"')
-_SUFFIX = "_kernel_time"
 # the nodes that run other nodes: ONNX's own and ONNX Runtime's generation loops
 _CONTAINERS = frozenset({
     "BeamSearch", "GreedySearch", "If", "Loop", "Sampling", "Scan", "SequenceMap", "WhisperBeamSearch",
 })  # fmt: skip
-_TYPES = {"float": "float32", "double": "float64", "string": "str"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +72,6 @@ class _Run:
     calls: list[_Call]
 
 
-def _events(path: Path) -> Iterator[tuple[str, int, int, str, str]]:
-    """Yield (category, start, duration, name as JSON writes it, line) of each event."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            found = _EVENT.match(line)
-            if found is not None:
-                yield found["cat"], int(found["ts"]), int(found["dur"]), found["name"], line
-                continue
-            text = line.strip().rstrip(",")
-            if text in {"", "[", "]"}:
-                continue
-            # written by a version that spaces its fields in another way
-            try:
-                event = json.loads(text)
-                yield str(event["cat"]), int(event["ts"]), int(event["dur"]), json.dumps(event["name"])[1:-1], line
-            except (ValueError, KeyError, TypeError) as error:
-                raise SessionError(
-                    f"ONNX Runtime's profile cannot be read: line {number} of {path.name} is {text[:80]!r} ({error})"
-                ) from error
-
-
 def _runs(path: Path, first_us: int) -> Iterator[_Run]:
     """Yield the runs that began at `first_us` or later and that the profile holds to their end.
 
@@ -103,7 +79,7 @@ def _runs(path: Path, first_us: int) -> Iterator[_Run]:
     """
     calls: list[_Call] = []
     waiting: list[int] = []  # calls that no node around them has ended for yet
-    for category, start, duration, name, line in _events(path):
+    for category, start, duration, name, line in read_events(path, SessionError):
         if category == "Session":
             if name == "model_run":
                 if start >= first_us:
@@ -112,11 +88,10 @@ def _runs(path: Path, first_us: int) -> Iterator[_Run]:
             continue
         if start < first_us:
             continue
-        if category != "Node" or not name.endswith(_SUFFIX):
+        if category != "Node" or not name.endswith(NODE_SUFFIX):
             continue
-        operator, index = _OPERATOR.search(line), _INDEX.search(line)
-        op = operator[1] if operator is not None else ""
-        call = _Call((name, op, index[1] if index is not None else ""), start, duration, line)
+        op = field_of(line, "op_name")
+        call = _Call((name, op, field_of(line, "node_index")), start, duration, line)
         here = len(calls)
         calls.append(call)
         # nodes run one after another, so one that began after this one and ended before it is part of it
@@ -139,43 +114,6 @@ def _from(start: int, calls: list[_Call]) -> list[_Call]:
         call.parent = call.parent - stale if call.parent >= 0 else -1
         call.children = [child - stale for child in call.children]
     return kept
-
-
-def _readable(name: str) -> str:
-    """Return a node's name without the suffix, its JSON escapes resolved where they are well formed."""
-    short = name.removesuffix(_SUFFIX)
-    if "\\" not in short:
-        return short
-    try:
-        return str(json.loads(f'"{short}"', strict=False))
-    except ValueError:
-        return short
-
-
-def _shapes(entries: object) -> str:
-    """Return ``float32[1,3];int64[2]`` for ONNX Runtime's ``[{"float":[1,3]},{"int64":[2]}]``."""
-    if not isinstance(entries, list):
-        return ""
-    texts = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            for kind, dims in entry.items():
-                texts.append(f"{_TYPES.get(kind, kind)}[{','.join(str(d) for d in dims)}]")
-    return ";".join(texts)
-
-
-def _arguments(line: str) -> Mapping[str, Any]:
-    """Return the arguments of an event, or {} where a name in it spoils the JSON."""
-    try:
-        arguments = json.loads(line.strip().rstrip(","), strict=False).get("args", {})
-    except ValueError:
-        return {}
-    return arguments if isinstance(arguments, dict) else {}
-
-
-def _bytes(arguments: Mapping[str, Any], key: str) -> int:
-    text = str(arguments.get(key, ""))
-    return int(text) if text.isdecimal() else -1
 
 
 class _Rows:
@@ -220,7 +158,7 @@ class _Rows:
         return rows
 
     def table(self, outline: Outline) -> LayerTable:
-        names = [_readable(key[0]) for key in self.keys]
+        names = [plain_name(key[0]) for key in self.keys]
         ops = [key[1] or "unknown" for key in self.keys]
         sources, scopes = sources_of(names, ops, outline)
         labels: list[str] = []
@@ -235,17 +173,17 @@ class _Rows:
         depth: list[int] = []
         for parent in self.parents:
             depth.append(0 if parent < 0 else depth[parent] + 1)
-        arguments = [_arguments(line) for line in self.lines]
+        arguments = [arguments_of(line) for line in self.lines]
         return LayerTable(
             name=tuple(labels),
             type=tuple(ops),
             scope=tuple(scopes),
             parent=tuple(self.parents),
             depth=tuple(depth),
-            input_shapes=tuple(_shapes(a.get("input_type_shape")) for a in arguments),
-            output_shapes=tuple(_shapes(a.get("output_type_shape")) for a in arguments),
-            parameter_bytes=tuple(_bytes(a, "parameter_size") for a in arguments),
-            activation_bytes=tuple(_bytes(a, "output_size") for a in arguments),
+            input_shapes=tuple(shapes_of(a.get("input_type_shape")) for a in arguments),
+            output_shapes=tuple(shapes_of(a.get("output_type_shape")) for a in arguments),
+            parameter_bytes=tuple(bytes_of(a, "parameter_size") for a in arguments),
+            activation_bytes=tuple(bytes_of(a, "output_size") for a in arguments),
             sources=tuple(sources),
         )
 
