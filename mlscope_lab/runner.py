@@ -90,12 +90,12 @@ def levels_of(level: str) -> tuple[Level, ...]:
 def _plans(what: Configuration, backend: Backend) -> tuple[list[PassPlan], dict[str, str]]:
     """Return a pass for each level, and why the backend cannot be traced at some of them.
 
-    The layer pass is always planned: a backend that has none says so itself. At level "hardware" the process is watched
-    even where the framework records nothing.
+    What was asked for by name and cannot be had is an error, for the backend's own words say why; levels on the way to
+    it are left out. At level "hardware" the process is watched even where the framework records nothing.
     """
     plans, missing = [], {}
     for level in levels_of(what.level):
-        traced = level in backend.levels or level == "layer"
+        traced = level in backend.levels or (level == "layer" and what.level == "layer")
         if not traced:
             reason = backend.level_reasons.get(level, f"{backend.title} records nothing at this level")
             missing[f"{level} (framework)" if level == "hardware" else level] = reason
@@ -241,6 +241,11 @@ class Measurement:
             except MlscopeError as error:
                 raise TaskFailure(kind="error", message=str(error), error=error) from error
 
+    def _shallower(self) -> list[str]:
+        """Say that the level that was asked for could not be had."""
+        reason = self._missing.get(self._what.level)
+        return [f"Level '{self._what.level}' was asked for, but {reason}"] if reason else []
+
     def _attrs(self) -> dict[str, Any]:
         from mlscope_lab.trace.build import new_run_id
 
@@ -253,7 +258,7 @@ class Measurement:
         availability = self.subject.backend.availability()
         warnings = list(
             dict.fromkeys(
-                [*noise_warnings(self._environment), *facts.get("warnings", [])]
+                [*noise_warnings(self._environment), *self._shallower(), *facts.get("warnings", [])]
                 + [w for p in self._passes for w in p.warnings]
             )
         )
@@ -277,7 +282,7 @@ class Measurement:
             "device": facts.get("device", what.device),
             "precision": facts.get("precision", ""),
             "batch_size": what.batch_size,
-            "level": what.level,
+            "level": self._plans[-1].level,
             "seed": what.seed,
             "threads": facts.get("threads") or self._options.threads,
             "isolation": self.isolation,

@@ -10,7 +10,7 @@ import xarray as xr
 
 import mlscope_lab as ml
 from mlscope_lab.analysis.layers import layer_times
-from mlscope_lab.errors import InputError, UnsupportedModelError
+from mlscope_lab.errors import InputError, MlscopeError, UnsupportedModelError
 from mlscope_lab.launchers.lock import lock_path, measuring
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.validate import validate
@@ -171,7 +171,6 @@ def test_a_torch_module_runs_inline_and_exported():
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"iterations": 2.5}, "iterations must be a whole number"),
         ({"level": "kernle"}, "Did you mean 'kernel'"),
-        ({"level": "kernel"}, "not recorded by this version. Recorded: model, layer"),
         ({"on": "cloud"}, "on must be 'inline' or 'subprocess'"),
         ({"timeout_s": -1.0}, "timeout_s must be positive"),
         ({"backend": "onxruntime"}, "Did you mean 'onnxruntime'"),
@@ -184,6 +183,25 @@ def test_bad_arguments(published, arguments, words):
     with pytest.raises(InputError, match=words):
         ml.profile("tiny", **{"iterations": 2, **arguments})
     assert len(ml.runs()) == 0
+
+
+def test_a_level_below_what_can_be_traced_says_so():
+    run = ml.profile(lambda x: x @ x.T, np.ones((4, 4)), level="operator", iterations=3)
+    assert list(run[schema.PASSES]["level"].values) == ["model"]
+    assert run.attrs["level"] == "model"
+    assert {"layer", "operator"} <= run.attrs["unavailable"].keys()
+    assert [w for w in run.attrs["warnings"] if w.startswith("Level 'operator' was asked for, but a Python callable")]
+    with pytest.raises(MlscopeError, match="records no layers"):
+        ml.profile(lambda x: x, np.ones(3), level="layer", iterations=3)
+
+
+def test_at_hardware_level_the_process_is_watched_whatever_the_framework():
+    run = ml.profile(lambda x: x @ x.T, np.ones((64, 64)), level="full", iterations=3)
+    assert list(run[schema.PASSES]["level"].values) == ["model", "hardware"]
+    assert run[schema.LATENCY].sizes["latency_iteration"] == 3
+    assert run[schema.PASSES]["overhead_ratio"].values[1] > 0
+    assert "hardware (framework)" in run.attrs["unavailable"]
+    validate(run)
 
 
 def test_mlmodelscope_names_of_levels_are_accepted(published):

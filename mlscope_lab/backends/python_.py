@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ __all__ = ["PythonBackend", "PythonSession"]
 
 # objects that are callable and belong to a backend that sees into them: (module, attributes to the class)
 _OTHERS = (("torch.nn", "Module"), ("torch.jit", "ScriptFunction"), ("keras", "Model"), ("tf_keras", "Model"))
+_OPAQUE = "a Python callable is opaque; open the model with its framework's backend for what is inside"
 
 
 class PythonBackend(Backend):
@@ -36,6 +37,8 @@ class PythonBackend(Backend):
     name = "python"
     title = "Python"
     module = "builtins"
+    levels = ("model",)
+    level_reasons: ClassVar[Mapping[str, str]] = dict.fromkeys(("layer", "operator", "kernel", "hardware"), _OPAQUE)
 
     def availability(self) -> Availability:
         """Tell Python's version: it is always there."""
@@ -45,11 +48,9 @@ class PythonBackend(Backend):
         """Tell that callables run, and that nothing inside them is seen."""
         return Capabilities(
             formats=(),
-            levels=("model",),
+            levels=self.levels,
             devices=("cpu",),
-            unavailable={
-                "layer": "a Python callable is opaque; open the model with its framework's backend for layers"
-            },
+            unavailable=dict(self.level_reasons),
         )
 
     def accepts(self, obj: object) -> bool:
