@@ -14,7 +14,7 @@ from mlscope_lab.trace import schema
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["layer_times", "slowest_layers"]
+__all__ = ["layer_times", "shallowest_pass", "slowest_layers"]
 
 _TEXT = ("type", "scope", "parent", "depth", "input_shapes", "output_shapes", "parameter_bytes", "activation_bytes",
          "sources")  # fmt: skip
@@ -30,8 +30,19 @@ def _union_ns(start: npt.NDArray[np.int64], duration: npt.NDArray[np.int64]) -> 
     return int(np.clip(end - np.maximum(begin, before), 0, None).sum())
 
 
-def _shallowest(run: xr.DataTree) -> xr.Dataset:
-    """Return the layers of the passes that trace least: what a deeper one adds would count to its layers."""
+def shallowest_pass(run: xr.DataTree) -> xr.Dataset:
+    """Return ``/layers`` of the passes that trace least: what a deeper one costs would count to its layers.
+
+    Parameters
+    ----------
+    run
+        A run with layers.
+
+    Returns
+    -------
+    xarray.Dataset
+        As ``/layers``, the rows of one level only.
+    """
     data = run[schema.LAYERS].to_dataset()
     if schema.PASSES not in run.children or not data.sizes["layer_iteration"]:
         return data
@@ -72,7 +83,7 @@ def layer_times(run: xr.DataTree) -> xr.Dataset:
         raise SchemaError(
             f"Run {run.attrs.get('run_id', '?')} has no layers: {reason}. Profile again with level='layer'."
         )
-    data = _shallowest(run)
+    data = shallowest_pass(run)
     start, duration, exclusive = (data[name].values for name in ("start_ns", "duration_ns", "exclusive_ns"))
     ran = start >= 0
     whole = data["pass_duration_ns"].values

@@ -88,11 +88,12 @@ def _lead(views: Sequence[RunView]) -> Html:
     environment = first["environment"]
     created = sorted(str(v.attrs["created_at"]) for v in views)
     threads = sorted({int(v.attrs["threads"]) for v in views if v.attrs["threads"]})
+    batches = sorted({int(v.attrs["batch_size"]) for v in views if v.attrs["batch_size"]})
     facts = [
         created[0][:16].replace("T", " ") + " UTC" if created[0].endswith(("+00:00", "Z")) else created[0][:16],
         str(environment["cpu"]) if environment.get("cpu") else None,
         f"{'/'.join(map(str, threads))} thread{'s' if threads != [1] else ''}" if threads else None,
-        f"batch size {'/'.join(str(b) for b in sorted({int(v.attrs['batch_size']) for v in views}))}",
+        f"batch size {'/'.join(map(str, batches))}" if batches else None,
     ]
     measured = [(v, v.summary.sel(stage="predict")) for v in views if v.summary is not None]
     scale = time_scale([float(p["median_ns"]) for _, p in measured])

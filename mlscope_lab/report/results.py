@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mlscope_lab.analysis.layers import slowest_layers
+from mlscope_lab.analysis.layers import shallowest_pass, slowest_layers
 from mlscope_lab.report import figures, theme
 from mlscope_lab.report.html_ import Column, Html, join, table, tag
 from mlscope_lab.report.units import UNKNOWN, TimeScale, format_bytes, format_number, time_scale
@@ -242,7 +242,7 @@ def _overhead(view: RunView) -> str:
     passes = view.passes
     if passes is None:
         return ""
-    traced = passes.isel({"pass": np.flatnonzero(passes["level"].values != "model")})
+    traced = passes.isel({"pass": np.flatnonzero(passes["level"].values == "layer")})
     ratio, low, high = (traced[f"overhead_{name}"].values for name in ("ratio", "low", "high"))
     known = np.flatnonzero(~np.isnan(ratio))
     text = ""
@@ -307,7 +307,8 @@ def layers_section(views: Sequence[RunView], draw: Draw) -> Html:
         times = view.times
         scale = time_scale([float(np.nanmax(times["exclusive_ns"].values))])
         whole = time_scale([float(times["pass_ns"])])
-        iterations = view.run[schema.LAYERS].sizes["layer_iteration"]
+        layers = shallowest_pass(view.run)
+        iterations = layers.sizes["layer_iteration"]
         parts += [
             tag("h3", backend_cell(view)),
             tag("p", f"{_overhead(view)}A traced predict took {whole.text(float(times['pass_ns']))} (median of "
@@ -319,7 +320,7 @@ def layers_section(views: Sequence[RunView], draw: Draw) -> Html:
             ),
             _layer_table(view, scale),
             draw(
-                figures.timeline_figure(view.run[schema.LAYERS].to_dataset()),
+                figures.timeline_figure(layers),
                 label=f"Layers of one traced predict on {view.label} along time",
                 caption="The traced predict of median duration, layer by layer.",
             ),
