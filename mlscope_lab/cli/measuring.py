@@ -109,7 +109,14 @@ def profile(
     inputs: Inputs = None,
     *,
     backend: BackendName = None,
-    level: Annotated[str, typer.Option("--level", "-l", help="'model' (latency) or 'layer' (its own pass).")] = "model",
+    level: Annotated[
+        str,
+        typer.Option(
+            "--level",
+            "-l",
+            help="'model' (latency), 'layer', 'operator', 'kernel', 'hardware' or 'full'; each adds a pass of its own.",
+        ),
+    ] = "model",
     batch_size: BatchSize = 1,
     iterations: Iterations = 50,
     warmup: Warmup = 5,
