@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions, TensorSpec
-from mlscope_lab.backends.pytorch_hooks import HookTracer
+from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
 from mlscope_lab.backends.pytorch_operators import OperatorTracer
 from mlscope_lab.backends.pytorch_values import dtype_name, flatten, to_array, to_tensor
@@ -233,7 +233,7 @@ class PyTorchSession(Session):
         self._copies = True
         self._writes = False
         self._feeds: Mapping[str, npt.NDArray[Any]] | None = None
-        self._tracer: HookTracer | OperatorTracer | None = None
+        self._tracer: LayerTracer | OperatorTracer | None = None
         self._threads_before = torch.get_num_threads()
         self._set_threads()
         self._training = self._to_evaluation()
@@ -370,7 +370,7 @@ class PyTorchSession(Session):
             self.warnings.append(text)
 
     def _run_traced(
-        self, feeds: Mapping[str, npt.NDArray[Any]], tracer: HookTracer | OperatorTracer
+        self, feeds: Mapping[str, npt.NDArray[Any]], tracer: LayerTracer | OperatorTracer
     ) -> dict[str, npt.NDArray[Any]]:
         if not tracer.discovered:
             self._discover(feeds, tracer)
@@ -383,7 +383,7 @@ class PyTorchSession(Session):
         tracer.commit(start, time.perf_counter_ns() - start)
         return outputs
 
-    def _discover(self, feeds: Mapping[str, npt.NDArray[Any]], tracer: HookTracer | OperatorTracer) -> None:
+    def _discover(self, feeds: Mapping[str, npt.NDArray[Any]], tracer: LayerTracer | OperatorTracer) -> None:
         tracer.discover(lambda: self._run(feeds))
         tracer.attach()
 
@@ -393,11 +393,11 @@ class PyTorchSession(Session):
             raise SessionError("The session was opened for level 'model'; open it with level='layer' to trace layers")
         if self.execution_mode == "compiled":
             raise SessionError(
-                "A module under torch.compile records no layers: hooks would make it compile anew, as another program. "
-                "Trace the module that was compiled instead"
+                "A module under torch.compile records no layers: time stamps would make it compile anew, as another "
+                "program. Trace the module that was compiled instead"
             )
         if self.execution_mode == "eager":
-            self._tracer = HookTracer(self._module, self.device)
+            self._tracer = LayerTracer(self._module, self.device)
         elif self._cuda:
             raise SessionError("TorchScript and exported graphs record layers on 'cpu' only; open with device='cpu'")
         else:
@@ -415,22 +415,9 @@ class PyTorchSession(Session):
         if tracer is None:
             raise SessionError("The session is not tracing; call begin_trace() first")
         try:
-            return tracer.end(self._traced_digest())
+            return tracer.end(self.executable_digest)
         finally:
             tracer.detach()
-
-    def _traced_digest(self) -> str:
-        """Return the digest of what ran under hooks: attention leaves its fused path when any are present."""
-        torch = self._torch
-        fused = (torch.nn.MultiheadAttention, torch.nn.TransformerEncoderLayer)
-        if (
-            self.execution_mode == "eager"
-            and torch.backends.mha.get_fastpath_enabled()
-            and any(isinstance(module, fused) for module in self._module.modules())
-        ):
-            self._note("Attention modules leave PyTorch's fused fast path while they are traced")
-            return _digest(self.executable_digest, "without the fused attention path", torch.__version__)
-        return self.executable_digest
 
     def _close(self) -> None:
         tracer, self._tracer = self._tracer, None

@@ -45,6 +45,7 @@ class CallSites:
         self._known: dict[tuple[int, int, int], int] = {}
         self._counts: dict[str, int] = {}
         self._taken: set[str] = set()
+        self.own_rows: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._iterations: list[
             tuple[int, int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
         ] = []
@@ -72,6 +73,26 @@ class CallSites:
             self.infos.append(info)
             self._parents.append(parent)
         return found
+
+    def place(self, codes: Sequence[int], parents: Sequence[int], describe: Callable[[int], SiteInfo]) -> list[int]:
+        """Return the sites of the calls of one iteration, in order of their start.
+
+        Parameters
+        ----------
+        codes
+            Number of the module or operator of each call.
+        parents
+            Position of the enclosing call, which comes before, or -1.
+        describe
+            As for `site`.
+        """
+        counts: dict[tuple[int, int], int] = {}
+        sites: list[int] = []
+        for code, parent in zip(codes, parents, strict=True):
+            nth = counts.get((parent, code), 0)
+            counts[parent, code] = nth + 1
+            sites.append(self.site(sites[parent] if parent >= 0 else -1, code, nth, describe))
+        return sites
 
     def find(self, parent: int, code: int, nth: int) -> SiteInfo | None:
         """Return what is known of a call site that appeared already, else None."""
@@ -107,7 +128,11 @@ class CallSites:
         clock_error_ns: int = 0,
         unavailable: dict[str, str] | None = None,
     ) -> LayerTrace:
-        """Return the layer trace of all iterations; sites that ran in none of them are left out."""
+        """Return the layer trace of all iterations; sites that ran in none of them are left out.
+
+        Afterwards ``own_rows`` holds for each site the row of what it does itself: its "functional" row if it has one,
+        else its own; -1 if it was left out.
+        """
         count, sites = len(self._iterations), len(self.infos)
         start = np.full((count, sites), -1, dtype=np.int64)
         duration = np.full((count, sites), -1, dtype=np.int64)
@@ -121,6 +146,8 @@ class CallSites:
                 spent[:, parent] += np.maximum(duration[:, site], 0)
         own = np.where(duration >= 0, duration - spent, -1)
         table, columns, functional, container = self._table(kept)
+        self.own_rows = np.full(sites, -1, dtype=np.int32)
+        self.own_rows[columns[~container]] = np.flatnonzero(~container)
         exclusive = own[:, columns]
         exclusive[:, container] = np.where(exclusive[:, container] >= 0, 0, -1)
         return LayerTrace(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -60,8 +62,9 @@ def rows(trace):
     }
 
 
-def no_hooks(module):
-    return not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+def untouched(module):
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return not hooked and not any("forward" in m.__dict__ for m in module.modules())
 
 
 class Net(nn.Module):
@@ -248,17 +251,17 @@ def test_predict_that_raises_is_no_iteration():
         check_layer_trace(trace, iterations=2)
         assert_whole(trace)
         assert "bad" not in trace.layers.name
-        assert no_hooks(module)
+        assert untouched(module)
 
 
-def test_failing_untimed_run_leaves_no_hooks():
+def test_failing_untimed_run_leaves_nothing():
     module = Fails(caught=False)
     with open_live(module, vector()) as session:
         session.predict(vector(-1))
         session._feeds = vector(1)
         with pytest.raises(SessionError, match="untimed run"):
             session.begin_trace()
-        assert no_hooks(module)
+        assert untouched(module)
         session.predict(vector(-1))
         session.begin_trace()
         session.predict(vector(-1))
@@ -287,18 +290,18 @@ def test_foreign_hook_that_raises(when):
     assert_whole(trace)
 
 
-def test_hooks_go_with_the_trace_and_with_the_session():
+def test_time_stamps_go_with_the_trace_and_with_the_session():
     module = Net()
     session = open_live(module, vector())
     session.predict(vector())
-    assert no_hooks(module)
+    assert untouched(module)
     session.begin_trace()
-    assert not no_hooks(module)
+    assert not untouched(module)
     session.end_trace()
-    assert no_hooks(module)
+    assert untouched(module)
     session.begin_trace()
     session.close()
-    assert no_hooks(module)
+    assert untouched(module)
 
 
 def test_random_modules_give_the_same_numbers_when_traced():
@@ -339,16 +342,65 @@ def test_durations_are_those_of_the_work():
     )
 
 
-def test_attention_says_that_it_leaves_its_fast_path():
+def test_attention_keeps_its_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    feeds = {"src": np.zeros((1, 3, 8), np.float32)}
-    with open_live(layer, feeds) as session:
-        session.predict(feeds)
-        session.begin_trace()
-        session.predict(feeds)
-        trace = session.end_trace()
-        assert trace.executable_digest != session.executable_digest
-        assert any("fast path" in w for w in session.warnings)
+    trace = trace_of(layer, {"src": np.zeros((1, 3, 8), np.float32)})
+    assert trace.layers.name == ("TransformerEncoderLayer",)  # its parts run only off that path
+
+
+def test_a_forward_that_the_module_set_itself_is_given_back():
+    module = Net()
+    own = module.fc.forward = lambda x: nn.functional.linear(x, module.fc.weight)
+    trace = trace_of(module, vector())
+    assert "fc" in trace.layers.name
+    assert module.fc.__dict__["forward"] is own
+    del module.fc.forward
+
+
+def test_a_forward_called_past_call_is_a_row():
+    class Past(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc.forward(x)
+
+    assert rows(trace_of(Past(), vector()))["fc"] == ("Linear", "Past", 1)
+
+
+class Threaded(nn.Module):
+    """Calls one child here and the other in a thread of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.here, self.there = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))
+
+    def forward(self, x):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(self.there(x)))
+        thread.start()
+        y = self.here(x)
+        thread.join()
+        return y + found[0]
+
+
+def test_modules_in_other_threads_are_part_of_what_waits_for_them():
+    trace = trace_of(Threaded(), vector(), vector())
+    assert set(rows(trace)) == {"Threaded", "Threaded.functional", "here"}
+    assert "there" in trace.unavailable["layers of other threads"]
+
+
+@pytest.mark.parametrize("how", ["scripted", "compiled"])
+def test_scripted_and_compiled_children_are_layers_of_one_row(how):
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        part = torch.jit.script(inner) if how == "scripted" else torch.compile(inner, backend="eager")
+    trace = trace_of(nn.Sequential(part, nn.Tanh()), {"input": vector()["x"]})
+    found = rows(trace)
+    assert set(found) == {"Sequential", "Sequential.functional", "0", "1"}
+    assert trace.layers.parameter_bytes[trace.layers.name.index("0")] == (4 * 4 + 4) * 4
 
 
 def test_compiled_modules_record_no_layers():
