@@ -105,6 +105,8 @@ def run_pass(
     """
     clock = time.perf_counter_ns
     total = plan.iterations
+    recording = Recording(collectors, session.device)
+    recording.prepare()
     feeds = workload.prepare()
     begin = clock()
     outputs = session.predict(feeds)
@@ -124,7 +126,6 @@ def run_pass(
     traced = plan.opened_at != "model"
     if traced:
         session.begin_trace()
-    recording = Recording(collectors, session.device)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -14,6 +14,7 @@ from mlscope_lab.errors import SchemaError
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.comparison import compare_outputs, median_ratio
 from mlscope_lab.trace.events import PassEvents, datasets_of
+from mlscope_lab.trace.joining import join_tables
 from mlscope_lab.trace.records import EventTable, PassRecord
 from mlscope_lab.trace.tables import TEXT_COLUMNS, unite
 
@@ -244,7 +245,9 @@ def _layers(passes: Sequence[PassRecord]) -> tuple[xr.Dataset, list[str], dict[i
 def _events(passes: Sequence[PassRecord], place: Mapping[int, npt.NDArray[np.intp]]) -> dict[str, xr.Dataset]:
     found = []
     for index, record in enumerate(passes):
-        groups = {**(record.layers.events if record.layers is not None else {}), **record.events}
+        groups = dict(record.layers.events) if record.layers is not None else {}
+        for name, table in record.events.items():
+            groups[name] = join_tables([groups[name], table]) if name in groups else table
         found.append(
             PassEvents(pass_index=index, anchor_ns=record.anchor_ns, groups=groups, layer_positions=place.get(index))
         )

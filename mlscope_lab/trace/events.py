@@ -16,7 +16,7 @@ from mlscope_lab.trace.records import EventTable
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PassEvents", "datasets_of", "intern_texts", "table_of"]
+__all__ = ["PassEvents", "attrs_of_pass", "datasets_of", "intern_texts", "table_of"]
 
 _LONG_NAMES = {
     "address": "address of the allocation",
@@ -112,6 +112,13 @@ def table_of(data: xr.Dataset, column: str) -> list[str]:
     return list(table[data[f"{column}_code"].values])
 
 
+def attrs_of_pass(data: xr.Dataset, pass_index: int) -> dict[str, Any]:
+    """Return a group's attributes as they hold for one pass."""
+    attrs: dict[str, Any] = {str(key): value for key, value in data.attrs.items()}
+    by_pass = attrs.pop("by_pass", {})
+    return {**attrs, **by_pass.get(str(pass_index), {})}
+
+
 def _shift(values: npt.NDArray[Any], offset: int) -> npt.NDArray[Any]:
     """Add an offset to the indices that are not -1."""
     return values if not offset else np.where(values >= 0, values + np.int32(offset), values)
@@ -192,8 +199,20 @@ class _Group:
             texts[:] = united
             dims = (f"{self.dim}_{name}",)
             variables[f"{name}_table"] = (dims, texts, self._attrs(f"{name}_table", provenance))
+        return xr.Dataset(variables, attrs=self._own_attrs())
+
+    def _own_attrs(self) -> dict[str, Any]:
+        """Return the attributes of the group: those that differ between passes stand in ``by_pass``, by index."""
         attrs = {key: value for table in self.tables for key, value in table.attrs.items()}
-        return xr.Dataset(variables, attrs=attrs)
+        absent = object()
+        differing = {key for key, value in attrs.items() if any(t.attrs.get(key, absent) != value for t in self.tables)}
+        by_pass = {
+            str(events.pass_index): own
+            for events, table in zip(self.passes, self.tables, strict=True)
+            if (own := {key: value for key, value in table.attrs.items() if key in differing})
+        }
+        shared = {key: value for key, value in attrs.items() if key not in differing}
+        return {**shared, "by_pass": by_pass} if by_pass else shared
 
     def _attrs(self, column: str, provenance: str) -> dict[str, str]:
         if column.endswith("_table"):
