@@ -196,7 +196,7 @@ class TensorFlowSession(Session):
         if options.level == "layer":
             from mlscope_lab.backends.tensorflow_trace import Recorder
 
-            self._recorder = Recorder(tf, opened, self.threads or _intra(tf), self._place)
+            self._recorder = Recorder(tf, opened, self.threads or _intra(tf), self._place, options.scratch)
             self.executable_digest = self._recorder.digest
 
     def _predict(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

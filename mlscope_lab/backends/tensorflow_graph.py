@@ -8,13 +8,16 @@ from typing import Any
 from mlscope_lab.backends.tensorflow_load import Opened
 from mlscope_lab.errors import UnsupportedModelError
 
-__all__ = ["BOOKKEEPING", "CALLS", "Frozen", "plain_type"]
+__all__ = ["BOOKKEEPING", "BRANCHES", "CALLS", "Frozen", "plain_type"]
 
 # nodes that hold or pass tensors and compute nothing
 BOOKKEEPING = frozenset({"Const", "HostConst", "NoOp", "Placeholder", "_Arg", "_DeviceArg", "_Retval", "_HostConst",
                          "_DeviceRetval", "_Recv", "_Send", "_HostRecv", "_HostSend"})  # fmt: skip
 CALLS = frozenset({"Case", "For", "If", "PartitionedCall", "StatefulPartitionedCall", "StatelessCase", "StatelessIf",
                    "StatelessWhile", "While"})  # fmt: skip
+# nodes after which others may run or not, or run again
+BRANCHES = CALLS | {"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "RefEnter", "RefMerge", "RefSwitch",
+                    "Switch", "_SwitchN"}  # fmt: skip
 _HEAVY = ("Conv", "MatMul", "Einsum")
 _SOURCES_LIMIT = 64
 
@@ -40,6 +43,8 @@ class Frozen:
     ----------
     graph
         A tf.Graph of its own.
+    size
+        Nodes of the graph, those of its functions included.
     feeds, fetches
         Names of tensors in the order of the model's inputs and outputs.
     definition
@@ -67,6 +72,7 @@ class Frozen:
             tf.import_graph_def(frozen.graph.as_graph_def(), name="")
         self._nodes = {node.name: node for node in definition.node}
         self._scopes = opened.scopes
+        self.size = len(definition.node) + sum(len(f.node_def) for f in definition.library.function)
 
     @staticmethod
     def _feeds(frozen: Any, function: Any, keys: Collection[str]) -> list[str]:

@@ -1,58 +1,45 @@
-"""Layers of a TensorFlow graph: the nodes that TensorFlow's executor ran, with their times.
+"""Runs a TensorFlow graph so that its nodes can be timed.
 
 A concrete function gives no times of its nodes. So its variables are frozen into constants and the resulting graph
-runs in a session of TensorFlow 1, whose executor fills ``step_stats``. ``SOFTWARE_TRACE`` asks for that alone;
-``FULL_TRACE`` would start a profiler around every step. What a step leaves is kept as bytes and read when the trace
-ends.
-
-Rows are executed nodes by the names that TensorFlow's optimiser gave them. Nodes that hold or pass a tensor without
-computing (constants, arguments, results, no-ops) are left out, and their microseconds count to no layer.
+runs in a session of TensorFlow 1. TensorFlow's profiler times the nodes while the same prepared call runs that runs
+untraced; one more step, untimed, with step statistics describes what they read and make. Where the profiler cannot be
+had, step statistics of every step give the times too, at a higher cost, and the trace says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.tensorflow_graph import BOOKKEEPING, CALLS, Frozen, plain_type
+from mlscope_lab.backends.tensorflow_graph import BRANCHES, Frozen
+from mlscope_lab.backends.tensorflow_layers import Layers, Step, layers_of
 from mlscope_lab.backends.tensorflow_load import Opened
+from mlscope_lab.backends.tensorflow_nodes import NodeRun
+from mlscope_lab.backends.tensorflow_profiler import HostEvent, HostProfiler, ProfilerUnavailableError, read_profile
+from mlscope_lab.backends.tensorflow_stats import StepStats, read_step_stats
 from mlscope_lab.errors import SessionError, UnsupportedModelError
-from mlscope_lab.trace.records import LayerTable, LayerTrace
+from mlscope_lab.trace.records import LayerTrace
 
 __all__ = ["Recorder"]
 
-_LABEL = re.compile(r" = (?P<op>[A-Za-z_][A-Za-z0-9_>]*)\((?P<inputs>[^)]*)\)")
-
-
-class _Kept:
-    """Takes the place of a RunMetadata: keeps the bytes, so that parsing them does not count to the step."""
-
-    data: bytes = b""
-
-    def ParseFromString(self, data: bytes) -> None:  # noqa: N802 - the name that TensorFlow calls
-        self.data = data
+_NODE_RUNS_A_PROFILE = 100_000
+"""After so many the profile is written and a new one begun: it is kept in memory, and must stay far below 2 GiB."""
 
 
 @dataclass(slots=True)
-class _Event:
-    """One run of one node, in nanoseconds of the wall clock."""
-
-    name: str
-    op: str
+class _Timed:
     start: int
-    stop: int
-    inputs: tuple[str, ...]
-    outputs: tuple[tuple[str, int], ...]  # text of the shape, bytes
-    parent: int = -1
-    label: str = ""
-    children: list[int] = field(default_factory=list)
+    duration: int
+    stats: StepStats | None
 
 
 def _offset() -> tuple[int, int]:
@@ -79,9 +66,13 @@ class Recorder:
         Intra-operator threads; TensorFlow has one pool for all sessions of a process.
     place
         Device on which unplaced nodes run, or None where there is only one.
+    scratch
+        Folder for profiles, or None for temporary ones.
     """
 
-    def __init__(self, tf: Any, opened: Opened, threads: int, place: str | None = None) -> None:
+    def __init__(
+        self, tf: Any, opened: Opened, threads: int, place: str | None = None, scratch: Path | None = None
+    ) -> None:
         self._tf = tf
         self._frozen = Frozen(tf, opened, place)
         self.digest = "sha256:" + hashlib.sha256(self._frozen.definition).hexdigest()
@@ -93,221 +84,201 @@ class Recorder:
         config.gpu_options.allow_growth = True
         try:
             self._session: Any = v1.Session(graph=self._frozen.graph, config=config)
-            self._plain = self._callable(None)
-            self._traced = self._callable(v1.RunOptions.SOFTWARE_TRACE)
+            self._plain = self._callable()
         except (ValueError, tf.errors.OpError) as error:
             raise UnsupportedModelError(
                 f"TensorFlow {tf.__version__} cannot run the frozen graph that layers are recorded from: {error}; "
                 "record level 'model'"
             ) from error
+        self._profiler = HostProfiler(tf, scratch)
+        self._why_not = ""  # why the trace under way goes without the profiler
+        self._with_stats: Any = None
+        self._described: dict[str, NodeRun] = {}
         self._clock = (0, 0)
-        self._steps: list[tuple[int, int, _Kept]] = []
+        self._steps: list[_Timed] = []
+        self._folders: list[Path] = []
+        self._left = 0
+        self._fed: Sequence[npt.NDArray[Any]] | None = None
 
-    def _callable(self, level: int | None) -> Any:
+    def _callable(self, *, stats: bool = False) -> Any:
         """Return what runs the graph: arrays in, a list of arrays out.
 
         A callable of the session resolves names once, where the public ``Session.run`` does so in every step, which is
-        a noticeable part of what a trace costs.
+        a noticeable part of what a trace costs. Each callable has executors and kernels of its own.
         """
         from tensorflow.core.protobuf import config_pb2
 
         options = config_pb2.CallableOptions(feed=self._frozen.feeds, fetch=self._frozen.fetches)
-        if level is not None:
-            options.run_options.trace_level = level
+        if stats:
+            options.run_options.trace_level = self._tf.compat.v1.RunOptions.SOFTWARE_TRACE
         return self._session._make_callable_from_options(options)
 
     def run(self, arrays: Sequence[npt.NDArray[Any]], *, traced: bool) -> list[npt.NDArray[Any]]:
         """Run once; arrays in the order of the model's inputs, results in that of its outputs."""
+        done: list[npt.NDArray[Any]]
+        clock = time.perf_counter_ns
         if not traced:
-            done: list[npt.NDArray[Any]] = self._plain(*arrays)
-            return done
-        kept = _Kept()
-        start = time.perf_counter_ns()
-        done = self._traced(*arrays, run_metadata=kept)
-        self._steps.append((start, time.perf_counter_ns() - start, kept))
+            done = self._plain(*arrays)
+        elif self._with_stats is not None:
+            kept = StepStats()
+            start = clock()
+            done = self._with_stats(*arrays, run_metadata=kept)
+            self._steps.append(_Timed(start, clock() - start, kept))
+        else:
+            if self._left <= 0:
+                self._turn()
+            self._left -= 1
+            start = clock()
+            done = self._plain(*arrays)
+            self._steps.append(_Timed(start, clock() - start, None))
+        self._fed = arrays
         return done
 
+    def _turn(self) -> None:
+        """Write the profile and begin a new one."""
+        self._folders.append(self._profiler.stop())
+        self._profiler.start()
+        self._left = self._steps_a_profile()
+
+    def _steps_a_profile(self) -> int:
+        return max(1, _NODE_RUNS_A_PROFILE // max(1, self._frozen.size))
+
     def begin(self) -> None:
-        """Forget earlier steps and read the clocks."""
-        self._steps = []
+        """Forget earlier steps, start recording and read the clocks."""
+        self._forget()
+        self._why_not = ""
+        try:
+            self._profiler.start()
+            self._left = self._steps_a_profile()
+        except ProfilerUnavailableError as error:
+            self._why_not = str(error)
+            self._with_stats = self._callable(stats=True)
+            if self._fed is not None:
+                self._with_stats(*self._fed, run_metadata=StepStats())  # its first step prepares weights
         self._clock = _offset()
 
     def end(self) -> LayerTrace:
-        """Return what was recorded since `begin`."""
-        steps, self._steps = self._steps, []
+        """Stop recording and return what was recorded since `begin`."""
+        if self._with_stats is None:
+            self._folders.append(self._profiler.stop())
         offset, error = self._clock
         now, now_error = _offset()
         # the wall clock may have been slewed meanwhile: half the drift is added to the error
         middle = (offset + now) // 2
         error = max(error, now_error) + (abs(offset - now) + 1) // 2
-        return self._trace(steps, middle, error)
+        timed, folders, self._folders = self._steps, self._folders, []
+        try:
+            if self._with_stats is not None:
+                steps = [self._from_stats(t, middle) for t in timed]
+            else:
+                steps = self._from_profiles(timed, folders, middle, error)
+        finally:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._forget()
+        return self._trace(steps, error)
+
+    def _from_stats(self, timed: _Timed, offset: int) -> Step:
+        data = timed.stats.data if timed.stats is not None else b""
+        runs = read_step_stats(self._tf, data, offset, self._frozen.op_of)
+        for run in runs:
+            self._described.setdefault(run.name, run)
+        return Step(start=timed.start, duration=timed.duration, runs=runs)
+
+    def _from_profiles(self, timed: Sequence[_Timed], folders: Sequence[Path], offset: int, error: int) -> list[Step]:
+        steps = [Step(start=t.start, duration=t.duration, runs=[]) for t in timed]
+        for folder in folders:
+            _place(read_profile(folder), steps, offset, error)
+        if steps and not any(step.runs for step in steps):
+            raise SessionError(
+                f"TensorFlow's profile holds none of the {len(steps)} traced predicts; trace fewer iterations"
+            )
+        if any(run.name not in self._described for step in steps for run in step.runs):
+            self._describe()
+        return steps
+
+    def _describe(self) -> None:
+        """Run one step with statistics, with what was fed last, and keep what its nodes read and make."""
+        if self._fed is None:
+            return
+        kept = StepStats()
+        self._callable(stats=True)(*self._fed, run_metadata=kept)
+        for run in read_step_stats(self._tf, kept.data, 0, self._frozen.op_of):
+            self._described[run.name] = run
+
+    def _forget(self) -> None:
+        self._profiler.discard()
+        self._with_stats = None
+        self._steps = []
 
     def close(self) -> None:
         """Release the session."""
+        self._forget()
         self._session.close()
-        self._plain = self._traced = None
+        self._plain = self._fed = None
 
-    def _events(self, kept: _Kept, offset: int) -> list[_Event]:
-        """Read a step's nodes, in the order of their start."""
-        metadata = self._tf.compat.v1.RunMetadata()
-        metadata.ParseFromString(kept.data)
-        events = []
-        for device in metadata.step_stats.dev_stats:
-            if "/stream:" in device.device or device.device.endswith(":memcpy"):
-                continue  # device kernels, which are not layers
-            for stats in device.node_stats:
-                found = _LABEL.search(stats.timeline_label)
-                op = found["op"] if found else self._frozen.op_of(stats.node_name)
-                inputs = tuple(i.strip() for i in found["inputs"].split(",") if i.strip()) if found else ()
-                start = (stats.all_start_nanos or stats.all_start_micros * 1000) + offset
-                length = stats.all_end_rel_nanos or stats.all_end_rel_micros * 1000
-                events.append(
-                    _Event(
-                        name=stats.node_name,
-                        op=op,
-                        start=start,
-                        stop=start + max(length, 0),
-                        inputs=inputs,
-                        outputs=tuple(self._output(o) for o in sorted(stats.output, key=lambda o: o.slot)),
-                    )
-                )
-        if not events:
-            raise SessionError(
-                "TensorFlow recorded no nodes for a traced step; this build has its step statistics switched off"
-            )
-        return sorted(events, key=lambda e: (e.start, -e.stop))
-
-    def _output(self, output: Any) -> tuple[str, int]:
-        description = output.tensor_description
-        dtype = self._tf.as_dtype(description.dtype) if description.dtype else None
-        if dtype is None:
-            return "", 0
-        lengths = [d.size for d in description.shape.dim]
-        text = f"{dtype.name}[{','.join(str(n) for n in lengths)}]"
-        known = all(n >= 0 for n in lengths) and dtype.name not in {"string", "resource", "variant"}
-        return text, int(np.prod(lengths, dtype=np.int64)) * dtype.size if known else 0
-
-    def _trace(self, steps: Sequence[tuple[int, int, _Kept]], offset: int, error: int) -> LayerTrace:
-        rows: dict[str, int] = {}
-        first: list[tuple[_Event, Mapping[str, _Event], int]] = []
-        timed: list[list[tuple[int, _Event, int]]] = []
-        for start, length, kept in steps:
-            events = self._events(kept, offset)
-            by_name = {e.name: e for e in events}
-            layers = [e for e in events if e.op not in BOOKKEEPING]
-            for event in layers:  # a reading of the clock may lie a microsecond beside; the step encloses its nodes
-                event.start = min(max(event.start, start - error), start + length)
-                event.stop = min(max(event.stop, event.start), start + length + error)
-            _nest(layers)
-            times = []
-            seen: dict[str, int] = {}
-            for event in layers:
-                base = self._frozen.plain_name(event.name)
-                seen[base] = seen.get(base, 0) + 1
-                event.label = base if seen[base] == 1 else f"{base}#{seen[base]}"
-                if event.label not in rows:
-                    rows[event.label] = len(rows)
-                    parent = rows[layers[event.parent].label] if event.parent >= 0 else -1
-                    first.append((event, by_name, parent))
-                inside = _covered([layers[i] for i in event.children])
-                times.append((rows[event.label], event, event.stop - event.start - inside))
-            timed.append(times)
-        shape = (len(steps), len(rows))
-        starts, durations, exclusives = (np.full(shape, -1, dtype=np.int64) for _ in range(3))
-        for i, times in enumerate(timed):
-            for row, event, exclusive in times:
-                starts[i, row], durations[i, row] = event.start, event.stop - event.start
-                exclusives[i, row] = exclusive
-        order = _by_start(starts)
-        place = {row: k for k, row in enumerate(order)}
+    def _trace(self, steps: Sequence[Step], error: int) -> LayerTrace:
+        kept = [step for step in steps if step.runs]
+        layers = layers_of(kept, self._described, self._frozen, error)
+        unavailable = {}
+        if self._why_not:
+            unavailable["TensorFlow's profiler"] = f"{self._why_not}. Step statistics timed the nodes, which cost more"
+        dropped, reason = _dropped(steps, layers)
+        if reason:
+            unavailable["layers"] = reason
         return LayerTrace(
-            layers=self._table([first[row] for row in order], place, list(rows), order),
-            start_ns=starts[:, order],
-            duration_ns=durations[:, order],
-            exclusive_ns=exclusives[:, order],
-            iteration_start_ns=np.array([s for s, _, _ in steps], dtype=np.int64),
-            iteration_duration_ns=np.array([d for _, d, _ in steps], dtype=np.int64),
+            layers=layers.table,
+            start_ns=layers.start_ns,
+            duration_ns=layers.duration_ns,
+            exclusive_ns=layers.exclusive_ns,
+            iteration_start_ns=np.array([step.start for step in kept], dtype=np.int64),
+            iteration_duration_ns=np.array([step.duration for step in kept], dtype=np.int64),
             resolution_ns=1,
             clock_error_ns=error,
             executable_digest=self.digest,
-            unavailable={},
+            dropped_events=dropped,
+            unavailable=unavailable,
         )
 
-    def _table(
-        self,
-        first: Sequence[tuple[_Event, Mapping[str, _Event], int]],
-        place: Mapping[int, int],
-        labels: Sequence[str],
-        order: Sequence[int],
-    ) -> LayerTable:
-        parents = [place[parent] if parent >= 0 else -1 for _, _, parent in first]
-        depths: list[int] = []
-        for parent in parents:
-            depths.append(depths[parent] + 1 if parent >= 0 else 0)
-        described = [self._describe(event, by_name) for event, by_name, _ in first]
-        return LayerTable(
-            name=tuple(labels[row] for row in order),
-            type=tuple(plain_type(event.op) for event, _, _ in first),
-            scope=tuple(d["scope"] for d in described),
-            parent=tuple(parents),
-            depth=tuple(depths),
-            input_shapes=tuple(d["input_shapes"] for d in described),
-            output_shapes=tuple(";".join(text for text, _ in event.outputs if text) for event, _, _ in first),
-            parameter_bytes=tuple(d["parameter_bytes"] for d in described),
-            activation_bytes=tuple(sum(size for _, size in e.outputs) if e.outputs else -1 for e, _, _ in first),
-            sources=tuple(d["sources"] for d in described),
-        )
 
-    def _describe(self, event: _Event, by_name: Mapping[str, _Event]) -> dict[str, Any]:
-        shapes, weights = [], 0
-        for text in event.inputs:
-            name, _, slot = text.lstrip("^").partition(":")
-            maker = by_name.get(name)
-            if text.startswith("^") or maker is None:
-                continue
-            index = int(slot) if slot.isdecimal() else 0
-            if index < len(maker.outputs):
-                shape, size = maker.outputs[index]
-                shapes.append(shape)
-                if maker.op == "Const" and not shape.startswith(("int32", "int64", "bool")):
-                    weights += size
-        names = {text.lstrip("^").partition(":")[0] for text in event.inputs}
-        sources = self._frozen.sources(event.name, event.op, names, set(by_name))
-        return {
-            "scope": self._frozen.scope(event.name, sources),
-            "sources": ";".join(self._frozen.plain_name(s) for s in sources) if len(sources) > 1 else "",
-            "input_shapes": ";".join(s for s in shapes if s),
-            "parameter_bytes": weights if event.inputs else 0,
-        }
-
-
-def _nest(events: Sequence[_Event]) -> None:
-    """Give events their parents: the innermost function call or loop that encloses them in time."""
-    open_calls: list[int] = []
-    for index, event in enumerate(events):
-        while open_calls and events[open_calls[-1]].stop < event.stop:
-            open_calls.pop()
-        if open_calls:
-            event.parent = open_calls[-1]
-            events[open_calls[-1]].children.append(index)
-        if event.op in CALLS:
-            open_calls.append(index)
-
-
-def _covered(events: Sequence[_Event]) -> int:
-    """Return the length of the union of some events' intervals; events are in the order of their start."""
-    total, reach = 0, -(1 << 62)
+def _place(events: Iterable[HostEvent], steps: Sequence[Step], offset: int, error: int) -> None:
+    """Put the nodes of a profile into the steps during which they began."""
+    begins = [step.start - error for step in steps]
+    done: dict[tuple[int, str], list[int]] = {}
+    touched = set()
     for event in events:
-        total += max(event.stop - max(event.start, reach), 0)
-        reach = max(reach, event.stop)
-    return total
+        index = bisect_right(begins, event.start + offset) - 1
+        if index < 0 or event.start + offset > steps[index].start + steps[index].duration + error:
+            continue
+        if event.kind == "done":
+            done.setdefault((index, str(event.stats.get("name", ""))), []).append(event.start + offset)
+            continue
+        touched.add(index)
+        steps[index].runs.append(
+            NodeRun(
+                name=event.name, op=event.op, start=event.start + offset, stop=event.stop + offset, thread=event.thread
+            )
+        )
+    for index in touched:
+        runs = steps[index].runs
+        for run in runs:  # of an asynchronous kernel the node's event is its launch alone
+            ends = [end for end in done.get((index, run.name), ()) if end >= run.start]
+            run.stop = max(run.stop, min(ends, default=run.stop))
+        runs.sort(key=lambda run: (run.start, -run.stop))
 
 
-def _by_start(starts: npt.NDArray[np.int64]) -> list[int]:
-    """Return the rows in the order of their first start, those of the first iteration first."""
-    if not starts.size:
-        return []
-    ran = starts >= 0
-    iteration = ran.argmax(axis=0)
-    begin = starts[iteration, np.arange(starts.shape[1])]
-    return [int(row) for row in np.lexsort((begin, iteration))]
+def _dropped(steps: Sequence[Step], layers: Layers) -> tuple[int, str]:
+    """Return how many events the profile must have lost, and what to say of it.
+
+    A graph without control flow runs the same nodes in each step, so one that is missing in a step was lost.
+    """
+    counts = [len(step.runs) for step in steps]
+    lost = counts.count(0)
+    typical = int(np.median([count for count in counts if count])) if any(counts) else 0
+    if lost:
+        return lost * typical, (
+            f"of {lost} of {len(steps)} iterations: TensorFlow's profiler lost them; trace fewer iterations to see all"
+        )
+    branching = any(run.op in BRANCHES for step in steps[:1] for run in step.runs)
+    missing = 0 if branching else int((layers.start_ns < 0).sum())
+    return missing, f"{missing} runs of nodes: TensorFlow's profiler lost them" if missing else ""
