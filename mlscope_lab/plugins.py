@@ -9,8 +9,12 @@ Groups
     Subclasses of `mlscope_lab.backends.base.Backend`.
 ``mlscope_lab.steps``
     Subclasses of `mlscope_lab.processing.base.Step`.
+``mlscope_lab.collectors``
+    Subclasses of `mlscope_lab.collectors.base.Collector`, made without arguments.
 ``mlscope_lab.converters``
     Callables ``(model, target, *, example) -> dict`` that write another form of a model.
+``mlscope_lab.importers``
+    `mlscope_lab.trace.importers.base.Importer` objects, one a format of trace.
 ``mlscope_lab.architectures``
     Callables ``(**parameters) -> torch.nn.Module | keras.Model`` that a manifest may name.
 """
@@ -51,7 +55,22 @@ BUILTINS: dict[str, dict[str, str]] = {
         "sigmoid": "mlscope_lab.processing.classification:Sigmoid",
         "top_k": "mlscope_lab.processing.classification:TopK",
     },
-    "mlscope_lab.collectors": {},
+    "mlscope_lab.collectors": {
+        # started in this order and stopped in the reverse one; counters last, around the measured part alone
+        "memory": "mlscope_lab.collectors.memory:ResidentMemory",
+        "nvml": "mlscope_lab.collectors.nvml:Nvml",
+        "rapl": "mlscope_lab.collectors.rapl:Rapl",
+        "perf_events": "mlscope_lab.collectors.perf_events:PerfEvents",
+    },
+    "mlscope_lab.importers": {
+        # asked in this order which of them a file is for: Chrome's format, which many tools write, last
+        "onnxruntime": "mlscope_lab.trace.importers.ort_profile:ONNXRUNTIME",
+        "trtexec": "mlscope_lab.trace.importers.trtexec:TRTEXEC",
+        "nsys": "mlscope_lab.trace.importers.nsys:NSYS",
+        "xplane": "mlscope_lab.trace.importers.xplane:XPLANE",
+        "kineto": "mlscope_lab.trace.importers.kineto:KINETO",
+        "chrome": "mlscope_lab.trace.importers.kineto:CHROME",
+    },
     "mlscope_lab.converters": {
         "torch_to_onnx": "mlscope_lab.conversion.torch_to_onnx:convert",
         "onnx_to_tensorflow": "mlscope_lab.conversion.onnx_to_tensorflow:convert",
