@@ -1,0 +1,202 @@
+"""What every exporter needs: a run's passes on one clock, its rows in slices, its text, and files written whole."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.errors import InputError, StoreError
+from mlscope_lab.trace import schema
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["PassSpan", "lanes", "passes_of", "slices_of", "texts_of", "written"]
+
+_SLICE = 1 << 17
+"""Rows at a time: a slice of all columns takes some ten megabytes, whatever the group's length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSpan:
+    """A pass on the run's clock.
+
+    Attributes
+    ----------
+    index
+        Its row in ``/passes``.
+    level
+        What it recorded.
+    process
+        Number of its process.
+    start_ns
+        Its start, ns since 1970 where the run tells that, else on the trace's own clock: what to add to its times.
+    wall_ns
+        Its length.
+    """
+
+    index: int
+    level: str
+    process: int
+    start_ns: int
+    wall_ns: int
+
+
+def passes_of(run: xr.DataTree) -> list[PassSpan]:
+    """Return the passes of a run on one clock.
+
+    Raises
+    ------
+    InputError
+        If the run has none, as a failed one may.
+    """
+    if schema.PASSES not in run.children or not run[schema.PASSES].sizes.get("pass"):
+        raise InputError(
+            f"Run {run.attrs.get('run_id')} has no passes to export (status {run.attrs.get('status')!r}); "
+            "export one that was recorded to its end"
+        )
+    data = run[schema.PASSES].to_dataset()
+    origin = int(run.attrs.get("clock_anchor_unix_ns") or 0)
+    columns = (data[name].values.tolist() for name in ("level", "process", "anchor_ns", "wall_ns"))
+    return [
+        PassSpan(index=index, level=level, process=process, start_ns=origin + anchor, wall_ns=max(wall, 0))
+        for index, (level, process, anchor, wall) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def slices_of(run: xr.DataTree, group: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Yield the events of a group some at a time: {column: values}, tables left out.
+
+    Parameters
+    ----------
+    run
+        A run, opened lazily or not.
+    group
+        Group of events; nothing is yielded where the run lacks it.
+    """
+    if group not in run.children:
+        return
+    data = run[group].dataset
+    dim = schema.EVENT_DIMS[group]
+    names = [str(name) for name, variable in data.variables.items() if variable.dims == (dim,)]
+    for first in range(0, data.sizes.get(dim, 0), _SLICE):
+        part = slice(first, first + _SLICE)
+        yield {name: data.variables[name][part].values for name in names}
+
+
+def texts_of(run: xr.DataTree, group: str) -> dict[str, list[str]]:
+    """Return the tables of a group: {column without suffix: texts}."""
+    if group not in run.children:
+        return {}
+    data = run[group].dataset
+    return {
+        str(name).removesuffix("_table"): [str(text) for text in variable.values]
+        for name, variable in data.variables.items()
+        if str(name).endswith("_table")
+    }
+
+
+def lanes(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Return for each span a lane such that those of one lane lie apart or inside each other.
+
+    Parameters
+    ----------
+    start, end
+        (N,) in any order.
+
+    Examples
+    --------
+    >>> lanes(np.array([0, 2, 5]), np.array([10, 4, 12])).tolist()
+    [0, 0, 1]
+    """
+    found = np.zeros(len(start), dtype=np.int32)
+    open_ends: list[list[int]] = [[]]
+    order = np.lexsort((-end, start))
+    for here, begin, finish in zip(order.tolist(), start[order].tolist(), end[order].tolist(), strict=True):
+        for lane, ends in enumerate(open_ends):
+            while ends and ends[-1] <= begin:
+                ends.pop()
+            if not ends or finish <= ends[-1]:
+                ends.append(finish)
+                found[here] = lane
+                break
+        else:
+            found[here] = len(open_ends)
+            open_ends.append([finish])
+    return found
+
+
+@contextmanager
+def written(path: str | os.PathLike[str], what: str) -> Iterator[IO[str]]:
+    """Open a text file that replaces an existing one only once it is whole; one that ends in ``.gz`` is compressed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it holds, for the message.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; nothing is left behind then.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; name a file for the {what}")
+    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    try:
+        with temporary.open("xb") as raw:
+            if target.suffix == ".gz":
+                # no name and no time in it: the same run gives the same bytes
+                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=5, mtime=0) as packed:
+                    yield from _text(packed)
+            else:
+                yield from _text(raw)
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{target} cannot be written as {what}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _text(raw: Any) -> Iterator[IO[str]]:
+    # surrogates, which JSON escapes may bring into a name, are no UTF-8; json.dumps writes them as escapes
+    stream = io.TextIOWrapper(raw, encoding="utf-8", newline="\n", write_through=False)
+    yield stream
+    stream.flush()
+    stream.detach()
+
+
+def layer_names(run: xr.DataTree) -> list[str]:
+    """Return the labels of the run's layers, [] where it has none."""
+    if schema.LAYERS not in run.children:
+        return []
+    return [str(name) for name in run[schema.LAYERS].dataset["name"].values]
+
+
+def tool(run: xr.DataTree) -> Mapping[str, str]:
+    """Return what an exported file says of where it comes from."""
+    from mlscope_lab._version import __version__
+
+    return {
+        "exporter": f"mlscope-lab@{__version__}",
+        "run_id": str(run.attrs.get("run_id")),
+        "model": str(run.attrs.get("model")),
+        "backend": str(run.attrs.get("backend")),
+    }
