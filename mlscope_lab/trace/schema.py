@@ -157,6 +157,7 @@ LINK_KINDS: Final[dict[str, tuple[str, str]]] = {
     # kind: (group of source_index, group of target_index)
     "launch": (RUNTIME, KERNELS),
     "forward_backward": (OPERATORS, OPERATORS),
+    "flow": (OPERATORS, OPERATORS),  # any other that a trace shows
 }
 
 
