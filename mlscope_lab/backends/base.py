@@ -404,6 +404,12 @@ class Backend(ABC):
         self.require()
         return self._open(model, options or SessionOptions())
 
+    def level_reason(self, level: str, device: str) -> str | None:
+        """Return why sessions on a device cannot be traced at a level, None where they can; imports nothing."""
+        if level in self.levels:
+            return None
+        return self.level_reasons.get(level, f"{self.title} records nothing at this level")
+
     def accepts(self, obj: object) -> bool:
         """Tell whether `obj` is a live object of this framework, importing nothing."""
         return False

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions, TensorSpec
+from mlscope_lab.backends.pytorch_kineto import profiler_reason
 from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
-from mlscope_lab.backends.pytorch_operators import OperatorTracer
+from mlscope_lab.backends.pytorch_profile import ProfileTracer
 from mlscope_lab.backends.pytorch_values import dtype_name, flatten, to_array, to_tensor
 from mlscope_lab.errors import BackendNotAvailableError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
@@ -27,6 +28,7 @@ __all__ = ["PyTorchBackend", "PyTorchSession", "input_names"]
 
 # copying so little is cheaper than finding out whether it must be copied
 _SMALL_BYTES = 16_384
+_NO_COUNTERS = "PyTorch counts nothing on a CPU; what the machine counts for the whole process is recorded beside it"
 
 
 class PyTorchBackend(Backend):
@@ -38,6 +40,13 @@ class PyTorchBackend(Backend):
     module = "torch"
     extra = "pytorch"
     formats = FORMATS
+    levels = ("model", "layer", "operator", "kernel", "hardware")
+
+    def level_reason(self, level: str, device: str) -> str | None:
+        """Return why sessions on a device cannot be traced at a level; counters of kernels need a CUDA device."""
+        if level == "hardware" and not device.startswith("cuda"):
+            return _NO_COUNTERS
+        return super().level_reason(level, device)
 
     def capabilities(self) -> Capabilities:
         """Tell what can be opened and recorded here; imports torch."""
@@ -55,9 +64,14 @@ class PyTorchBackend(Backend):
         if not cuda:
             built = torch.backends.cuda.is_built()
             unavailable["cuda"] = "PyTorch sees no CUDA device" if built else "this build of PyTorch has no CUDA"
-        return Capabilities(
-            formats=tuple(formats), levels=("model", "layer"), devices=("cpu", *cuda), unavailable=unavailable
-        )
+            unavailable["hardware"] = _NO_COUNTERS
+        if not torch.backends.mkldnn.is_available():
+            unavailable["oneDNN primitives"] = "this build of PyTorch has no oneDNN"
+        levels: tuple[str, ...] = self.levels if cuda else self.levels[:-1]
+        if (reason := profiler_reason()) is not None:
+            unavailable |= dict.fromkeys(levels[2:], reason)
+            levels = levels[:2]
+        return Capabilities(formats=tuple(formats), levels=levels, devices=("cpu", *cuda), unavailable=unavailable)
 
     def accepts(self, obj: object) -> bool:
         """Tell whether `obj` is a torch module (eager, scripted or compiled)."""
@@ -229,11 +243,11 @@ class PyTorchSession(Session):
         self._declared = bool(outputs)
         self._form: list[tuple[Any, Any]] = []
         self._owned = _owned(module)
-        self._traceable = options.level == "layer"
+        self._traceable = options.level != "model"
         self._copies = True
         self._writes = False
         self._feeds: Mapping[str, npt.NDArray[Any]] | None = None
-        self._tracer: LayerTracer | OperatorTracer | None = None
+        self._tracer: LayerTracer | ProfileTracer | None = None
         self._threads_before = torch.get_num_threads()
         self._set_threads()
         self._training = self._to_evaluation()
@@ -370,7 +384,7 @@ class PyTorchSession(Session):
             self.warnings.append(text)
 
     def _run_traced(
-        self, feeds: Mapping[str, npt.NDArray[Any]], tracer: LayerTracer | OperatorTracer
+        self, feeds: Mapping[str, npt.NDArray[Any]], tracer: LayerTracer | ProfileTracer
     ) -> dict[str, npt.NDArray[Any]]:
         if not tracer.discovered:
             self._discover(feeds, tracer)
@@ -383,25 +397,32 @@ class PyTorchSession(Session):
         tracer.commit(start, time.perf_counter_ns() - start)
         return outputs
 
-    def _discover(self, feeds: Mapping[str, npt.NDArray[Any]], tracer: LayerTracer | OperatorTracer) -> None:
+    def _discover(self, feeds: Mapping[str, npt.NDArray[Any]], tracer: LayerTracer | ProfileTracer) -> None:
         tracer.discover(lambda: self._run(feeds))
         tracer.attach()
 
     def _begin_trace(self) -> None:
         """Start tracing; runs once, untimed, on the feeds of the last predict (else at the first traced one)."""
         if not self._traceable:
-            raise SessionError("The session was opened for level 'model'; open it with level='layer' to trace layers")
+            raise SessionError(
+                "The session was opened for level 'model'; open it with level='layer' to trace layers, or deeper"
+            )
         if self.execution_mode == "compiled":
             raise SessionError(
                 "A module under torch.compile records no layers: time stamps would make it compile anew, as another "
                 "program. Trace the module that was compiled instead"
             )
-        if self.execution_mode == "eager":
-            self._tracer = LayerTracer(self._module, self.device)
-        elif self._cuda:
+        level, graph = self._options.level, self.execution_mode != "eager"
+        if graph and self._cuda:
             raise SessionError("TorchScript and exported graphs record layers on 'cpu' only; open with device='cpu'")
+        if (reason := PyTorchBackend().level_reason(level, self.device)) is not None:
+            raise SessionError(f"Level '{level}' on '{self.device}': {reason}; open it at level 'model' or 'kernel'")
+        if level == "layer" and not graph:
+            self._tracer = LayerTracer(self._module, self.device)
         else:
-            self._tracer = OperatorTracer(self._module)
+            if (reason := profiler_reason()) is not None:
+                raise SessionError(reason)
+            self._tracer = ProfileTracer(self._module, self.device, level=level, graph=graph, form=lambda: self._form)
         if self._feeds is not None:
             try:
                 self._discover(self._feeds, self._tracer)
