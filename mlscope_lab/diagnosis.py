@@ -23,6 +23,8 @@ from mlscope_lab.errors import MlscopeError
 __all__ = ["diagnose"]
 
 _GROUP = "mlscope_lab.backends"
+_COLLECTORS = "mlscope_lab.collectors"
+_DEVICES = ("cpu", "cuda:0")
 _PROBE_TIMEOUT_S = 120.0
 _LAST_WORDS = 5
 _COMPANIONS = {"jupyterlab": "lab", "scikit-image": "demo", "voila": "lab"}
@@ -70,6 +72,28 @@ def _backend(name: str) -> dict[str, Any]:
     if capabilities is None:
         return answer | {"reason": problem}
     return answer | {key: capabilities[key] for key in ("formats", "levels", "devices", "unavailable")}
+
+
+def _collector(name: str) -> dict[str, Any]:
+    """Describe one collector; see `diagnose`."""
+    answer: dict[str, Any] = {"name": name, "levels": [], "records": [], "reason": "", "unavailable": {}}
+    try:
+        collector = plugins.load(_COLLECTORS, name)()
+        reasons: dict[str, str] = {}
+        for device in _DEVICES:  # one that watches another device than the first says what it lacks there
+            reasons = dict(collector.unavailable(device))
+            if name not in reasons:
+                break
+    except MlscopeError as error:
+        return answer | {"reason": str(error)}
+    except Exception as error:  # a plugin of somebody else's may raise anything
+        return answer | {"reason": f"{type(error).__name__}: {error}"}
+    reason = reasons.pop(name, "")
+    records = [] if reason else [what for what in collector.records if f"{name} {what}" not in reasons]
+    unavailable = {what.removeprefix(f"{name} "): why for what, why in reasons.items()}
+    return answer | {
+        "levels": sorted(collector.levels), "records": records, "reason": reason, "unavailable": unavailable,
+    }  # fmt: skip
 
 
 def _free_bytes(folder: Path) -> int | None:
@@ -154,9 +178,11 @@ def diagnose(settings: Settings, *, rebuild: bool = False) -> dict[str, Any]:
         ``mlscope_lab`` and ``python``, versions; ``settings``, a list of name, value and origin; ``folders``, a list of
         name, path, exists and free_bytes; ``store``, with path, runs, indexed, bytes, index ("ok" or what is wrong),
         problems and rebuilt; ``backends``, a list of name, title, installed, version, reason (why it cannot be used, ""
-        if it can), install (command), formats, levels, devices and unavailable ({what: reason}); ``packages``, other
-        packages with name, version and install; ``manifests``, with folders, counts and problems; ``machine``, facts;
-        ``machine_unavailable``, {what: reason}; ``warnings``, what makes timings noisy.
+        if it can), install (command), formats, levels, devices and unavailable ({what: reason}); ``collectors``, what
+        watches the whole process, a list of name, levels, records (what it can record here), reason (why nothing) and
+        unavailable; ``packages``, other packages with name, version and install; ``manifests``, with folders, counts
+        and problems; ``machine``, facts; ``machine_unavailable``, {what: reason}; ``warnings``, what makes timings
+        noisy.
     """
     from mlscope_lab.collectors.environment import describe, noise_warnings
 
@@ -174,6 +200,7 @@ def diagnose(settings: Settings, *, rebuild: bool = False) -> dict[str, Any]:
         ],
         "store": _store(settings, rebuild),
         "backends": backends,
+        "collectors": [_collector(name) for name in plugins.names(_COLLECTORS)],
         "packages": _companions(),
         "manifests": _manifests(settings),
         "machine": machine,

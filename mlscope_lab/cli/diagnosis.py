@@ -39,6 +39,20 @@ def _print_backends(out: Console, backends: list[dict[str, Any]]) -> None:
             out.print(f"  {plain(b['name'])}: no {plain(what)} here: {plain(why)}")
 
 
+def _print_collectors(out: Console, collectors: list[dict[str, Any]]) -> None:
+    rows = [(c["name"], ", ".join(c["levels"]), ", ".join(c["records"]) or "nothing here") for c in collectors]
+    print_table(out, [Column(title="collector", keep=9), Column(title="levels", keep=6),
+                      Column(title="records here", keep=8, shrink=True)], rows, title="Collectors")  # fmt: skip
+    for c in collectors:
+        if c["reason"]:
+            out.print(f"  {plain(c['name'])}: {plain(c['reason'])}")
+        alike: dict[str, list[str]] = {}
+        for what, why in c["unavailable"].items():
+            alike.setdefault(why, []).append(what)
+        for why, what in alike.items():
+            out.print(f"  {plain(c['name'])}: no {plain(', '.join(what))} here: {plain(why)}")
+
+
 def _print_store(out: Console, store: dict[str, Any], manifests: dict[str, Any]) -> None:
     heading(out, "Store and manifests")
     rebuilt = ", rebuilt just now" if store["rebuilt"] else ""
@@ -78,6 +92,7 @@ def doctor(
     --json: {"mlscope_lab", "python", "settings": [{"name", "value", "origin"}], "folders": [{"name", "path", "exists",
     "free_bytes"}], "store": {"path", "runs", "indexed", "bytes", "index", "problems", "rebuilt"}, "backends":
     [{"name", "title", "installed", "version", "reason", "install", "formats", "levels", "devices", "unavailable"}],
+    "collectors": [{"name", "levels", "records", "reason", "unavailable"}],
     "packages": [{"name", "version", "install"}], "manifests": {"folders", "models", "frameworks", "datasets",
     "systems", "problems"}, "machine", "machine_unavailable", "warnings"}.
     """
@@ -91,6 +106,7 @@ def doctor(
     out = console()
     heading(out, f"mlscope-lab {found['mlscope_lab']} on Python {found['python']}")
     _print_backends(out, found["backends"])
+    _print_collectors(out, found["collectors"])
     packages = [(p["name"], p["version"] or f"not installed; {p['install']}") for p in found["packages"]]
     print_table(out, [Column(title="package", keep=9), Column(title="version", keep=8)], packages, title="Beside them")
     settings = [(s["name"], _listed(s["value"]), s["origin"]) for s in found["settings"]]

@@ -10,8 +10,8 @@ from mlscope_lab.config import load_settings
 from mlscope_lab.diagnosis import diagnose
 from tests.cli.conftest import Workspace
 
-KEYS = {"mlscope_lab", "python", "settings", "folders", "store", "backends", "packages", "manifests", "machine",
-        "machine_unavailable", "warnings"}  # fmt: skip
+KEYS = {"mlscope_lab", "python", "settings", "folders", "store", "backends", "collectors", "packages", "manifests",
+        "machine", "machine_unavailable", "warnings"}  # fmt: skip
 BACKEND_KEYS = {"name", "title", "installed", "version", "reason", "install", "formats", "levels", "devices",
                 "unavailable"}  # fmt: skip
 
@@ -62,6 +62,11 @@ def test_doctor_survives_a_backend_that_crashes_and_names_every_problem(workspac
     assert set(backends) == {"python", "deadly"}
     assert all(set(b) == BACKEND_KEYS for b in backends.values())
     assert backends["python"]["levels"]
+    collectors = {c["name"]: c for c in found["collectors"]}
+    assert {"memory", "nvml", "rapl", "perf_events"} <= set(collectors)
+    assert collectors["memory"]["records"] == ["resident memory", "page faults"]
+    for collector in collectors.values():
+        assert bool(collector["records"]) != bool(collector["reason"])
     assert backends["python"]["reason"] == ""
     assert "SIGABRT" in backends["deadly"]["reason"]
     assert "last words" in backends["deadly"]["reason"]
@@ -79,7 +84,16 @@ def test_doctor_on_a_terminal(workspace: Workspace) -> None:
     plugins.BUILTINS["mlscope_lab.backends"]["absent"] = "mlscope_lab.no_such_module:Backend"
     result = workspace.invoke("doctor")
     assert result.exit_code == 0, result.stderr
-    for text in ("Backends", "SIGABRT", "'absent' does not load", "Settings", "environment", "Machine"):
+    for text in (
+        "Backends",
+        "Collectors",
+        "resident memory",
+        "SIGABRT",
+        "'absent' does not load",
+        "Settings",
+        "environment",
+        "Machine",
+    ):
         assert text in result.stdout
 
 
