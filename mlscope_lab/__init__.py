@@ -10,6 +10,7 @@ A tour::
     run = ml.profile("efficientnet-lite0", "cat.jpg", backend="pytorch", level="layer")
     run.mlscope.summary()                              # latency with its interval
     run.mlscope.slowest()                              # the layers that cost most
+    ml.analyze(run, "latency_by_type")                 # one of A1 to A15 across the stack, or a companion
     ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
     ml.runs()                                          # everything measured so far
     ml.open_run("latest")                              # an xarray.DataTree, lazily
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mlscope_lab.config import Settings, load_settings
     from mlscope_lab.errors import MlscopeError, RunError
     from mlscope_lab.handle import Model, load
-    from mlscope_lab.public import delete_run, models, open_run, runs
+    from mlscope_lab.public import analyze, delete_run, export_run, import_trace, models, open_run, runs
     from mlscope_lab.report import write_report
     from mlscope_lab.runner import compare_latency, profile
 
@@ -42,8 +43,11 @@ _LAZY = {
     "Model": "mlscope_lab.handle",
     "RunError": "mlscope_lab.errors",
     "Settings": "mlscope_lab.config",
+    "analyze": "mlscope_lab.public",
     "compare_latency": "mlscope_lab.runner",
     "delete_run": "mlscope_lab.public",
+    "export_run": "mlscope_lab.public",
+    "import_trace": "mlscope_lab.public",
     "load": "mlscope_lab.handle",
     "load_catalog": "mlscope_lab.catalog",
     "load_settings": "mlscope_lab.config",
@@ -61,8 +65,11 @@ __all__ = [
     "RunError",
     "Settings",
     "__version__",
+    "analyze",
     "compare_latency",
     "delete_run",
+    "export_run",
+    "import_trace",
     "load",
     "load_catalog",
     "load_settings",

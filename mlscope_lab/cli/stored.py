@@ -24,6 +24,10 @@ class ExportFormat(StrEnum):
 
     netcdf = "netcdf"
     parquet = "parquet"
+    perfetto = "perfetto"
+    chrome = "chrome"
+    speedscope = "speedscope"
+    otlp = "otlp"
 
 
 def _store() -> Store:
@@ -128,20 +132,25 @@ def report(
 @command
 def export(
     run: RunId,
-    path: Annotated[Path, typer.Argument(help="A file for netcdf, a folder for parquet.")],
+    path: Annotated[
+        str, typer.Argument(help="A file; for parquet a folder, for otlp an address such as http://localhost:4318.")
+    ],
     *,
     to: Annotated[ExportFormat, typer.Option("--to", help="Form to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a stored run in another form.
+    """Write a stored run in another form: for xarray, pandas, Perfetto, speedscope, or an OpenTelemetry collector.
 
-    --json: {"run_id", "format", "files"}.
+    --json: {"run_id", "format", "files"}; "files" holds the address for otlp.
     """
+    from mlscope_lab.public import export_run
+
     store = _store()
     run_id = store.resolve(run)
-    files = [store.to_netcdf(run_id, path)] if to is ExportFormat.netcdf else store.to_parquet(run_id, path)
+    files = export_run(store.open(run_id), path, to.value)
     if as_json:
-        emit_json({"run_id": run_id, "format": to.value, "files": [Path(f).absolute() for f in files]})
+        named = [file.absolute() if isinstance(file, Path) else file for file in files]
+        emit_json({"run_id": run_id, "format": to.value, "files": named})
         return
     for file in files:
         print(file)

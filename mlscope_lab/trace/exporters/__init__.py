@@ -2,8 +2,8 @@
 
 Formats
 -------
-``chrome``
-    Trace Event Format, for Perfetto and chrome://tracing.
+``perfetto``, ``chrome``
+    Trace Event Format, for https://ui.perfetto.dev and chrome://tracing.
 ``speedscope``
     Speedscope's own format.
 ``otlp``
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPORTERS", "export_trace"]
 
 EXPORTERS: dict[str, str] = {
+    "perfetto": "mlscope_lab.trace.exporters.chrome:export_chrome",
     "chrome": "mlscope_lab.trace.exporters.chrome:export_chrome",
     "speedscope": "mlscope_lab.trace.exporters.speedscope:export_speedscope",
     "otlp": "mlscope_lab.trace.exporters.otlp:export_otlp",

@@ -60,7 +60,7 @@ _NUMBERS = {
                      "size_bytes": "bytes"},
     schema.ANNOTATIONS: {},
 }  # fmt: skip
-_FLOWS = {"launch": "ac2g", "forward_backward": "fwdbwd"}
+_FLOWS = {"launch": "ac2g", "forward_backward": "fwdbwd", "flow": "flow"}
 
 
 def export_chrome(run: xr.DataTree, path: str | os.PathLike[str]) -> Path:
