@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlscope_lab.config import Settings, load_settings
@@ -19,7 +19,11 @@ __all__ = ["analyze", "delete_run", "export_run", "import_trace", "models", "ope
 
 
 def analyze(
-    runs: str | xr.DataTree | Sequence[str | xr.DataTree], name: str, *, settings: Settings | None = None, **options: Any
+    runs: str | xr.DataTree | Sequence[str | xr.DataTree],
+    name: str,
+    *,
+    settings: Settings | None = None,
+    **options: Any,
 ) -> xr.Dataset:
     """Run one of the analyses: A1 to A15 of XSP, their companions, or a plugin's.
 

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 from mlscope_lab._version import __version__
-from mlscope_lab.cli import catalogue, diagnosis, lab, measuring, stored, trial
+from mlscope_lab.cli import catalogue, diagnosis, importing, lab, measuring, stored, trial
 
 __all__ = ["app", "run"]
 
@@ -50,8 +50,9 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("compare-latency", measuring.compare_latency, "Tell which of two backends is faster."),
     ("runs", stored.runs, "List stored runs, newest first."),
     ("open", stored.open_run, "Show a stored run."),
+    ("import", importing.import_trace, "Store another tool's trace as a run."),
     ("report", stored.report, "Write a stored run as an HTML page."),
-    ("export", stored.export, "Write a stored run as NetCDF or Parquet."),
+    ("export", stored.export, "Write a stored run for another tool."),
     ("delete", stored.delete, "Delete a stored run."),
     ("schema", catalogue.schema, "Print a schema."),
     ("doctor", diagnosis.doctor, "Tell what works here, and why not more."),

@@ -20,7 +20,7 @@ from mlscope_lab.trace.importers.base import HEAD_BYTES, MAX_BYTES, Head, Import
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["detect_format", "formats", "import_trace"]
+__all__ = ["MAX_BYTES", "detect_format", "formats", "import_trace"]
 
 _GROUP = "mlscope_lab.importers"
 

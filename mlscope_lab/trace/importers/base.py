@@ -53,7 +53,8 @@ class Importer:
         ``load(path, *, max_bytes, progress)`` returns the run, made by `mlscope_lab.trace.build.build_imported`.
         ``max_bytes`` bounds what is read, after decompression; ``progress`` may be None. A file that cannot be read
         raises `mlscope_lab.errors.InputError` with what is wrong, where, and the way out; what can be left out is
-        counted in ``dropped_events`` and named in the run's warnings. Memory is bounded whatever the file holds.
+        counted in ``dropped_events`` and named in the run's warnings. Memory is bounded whatever the file holds. The
+        run's attribute ``trace`` has ``events``, the number of events in the file.
     """
 
     title: str

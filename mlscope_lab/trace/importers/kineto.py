@@ -1,0 +1,47 @@
+"""Traces of Kineto, PyTorch's profiler, and of whatever else writes Chrome's format, as runs.
+
+References
+----------
+Trace Event Format, https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU;
+``output_json.cpp`` in https://github.com/pytorch/kineto.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlscope_lab.trace.importers.base import Head, Importer, Progress
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["CHROME", "KINETO"]
+
+
+def _is_chrome(head: Head) -> bool:
+    text = head.data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"["):
+        return b'"ph"' in text or text[1:].strip() in {b"", b"]"}
+    return text.startswith(b"{") and (b'"traceEvents"' in text or b'"deviceProperties"' in text)
+
+
+def _is_kineto(head: Head) -> bool:
+    marks = (b'"deviceProperties"', b'"schemaVersion"', b'"baseTimeNanoseconds"', b'"cpu_op"', b'"distributedInfo"')
+    return _is_chrome(head) and any(mark in head.data for mark in marks)
+
+
+def _load(path: Path, *, max_bytes: int, progress: Progress | None) -> xr.DataTree:
+    from mlscope_lab.trace.importers.chrome_columns import Collector
+    from mlscope_lab.trace.importers.chrome_run import run_of
+    from mlscope_lab.trace.importers.json_text import Pieces, TraceText
+
+    collector = Collector()
+    with Pieces(path, max_bytes=max_bytes, progress=progress) as pieces:
+        text = TraceText(iter(pieces), str(path))
+        text.blocks(collector.take_text, collector.take_each)
+    return run_of(collector, path.name, text.beside, cut_short=text.cut_short)
+
+
+KINETO = Importer(title="a trace of PyTorch's profiler (Kineto)", recognises=_is_kineto, load=_load)
+CHROME = Importer(title="a trace in Chrome's format", recognises=_is_chrome, load=_load)
