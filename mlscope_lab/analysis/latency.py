@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlscope_lab.analysis.statistics import (
+    CONFIDENCE,
     PERCENTILE_FLOORS,
+    Interval,
     compare_medians,
     drift,
     geometric_interval,
     median_interval,
     percentile,
 )
-from mlscope_lab.errors import SchemaError
+from mlscope_lab.analysis.tables import table, texts
+from mlscope_lab.errors import InputError, SchemaError
 from mlscope_lab.trace import schema
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["compare_latency", "process_medians", "summarize"]
+__all__ = ["compare_latency", "model_information", "predict_interval", "process_medians", "summarize"]
 
 STAGES = ("preprocess", "predict", "postprocess", "total")
 DRIFT_LIMIT = 1.05
@@ -40,6 +43,20 @@ def process_medians(run: xr.DataTree, stage: str = "predict") -> np.ndarray[Any,
     data = _latency(run)
     values, process = _stage(data, stage), data["process"].values
     return np.array([np.median(values[process == p]) for p in np.unique(process)], dtype=np.float64)
+
+
+def predict_interval(run: xr.DataTree, confidence: float = CONFIDENCE) -> Interval:
+    """Return the untraced predict time of a run with its interval, ns; NaN where the run has no untraced iterations.
+
+    The interval is over processes where there are several, else within the only one.
+    """
+    node = run.children.get(schema.LATENCY)
+    if node is None or not node.dataset.sizes.get("latency_iteration"):
+        return median_interval(np.zeros(0), confidence)
+    medians = process_medians(run)
+    if len(medians) > 1:
+        return geometric_interval(medians.clip(min=1.0), confidence)
+    return median_interval(node.dataset["predict_ns"].values, confidence)
 
 
 def _stage(data: xr.Dataset, stage: str) -> np.ndarray[Any, Any]:
@@ -105,6 +122,66 @@ def summarize(run: xr.DataTree) -> xr.Dataset:
             "interval": "t interval on log medians of processes" if processes > 1 else "interpolated order statistics",
             "drifting": bool(finite and abs(math.log(worst)) > math.log(DRIFT_LIMIT)),
         },
+    )  # fmt: skip
+
+
+def model_information(runs: Sequence[xr.DataTree]) -> xr.Dataset:
+    """Return latency and throughput over batch sizes: A1, the model information table.
+
+    Parameters
+    ----------
+    runs
+        Of one model or several, best at several batch sizes; runs of one configuration are rows of their own.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along ``run`` (run ids), by model, backend, device and batch size: these, ``precision``, ``threads``,
+        ``latency_ns`` (untraced predict, median) with 95 % bounds ``low_ns`` and ``high_ns`` (over processes where
+        there are several, else within the only one), ``throughput`` in samples/s with ``throughput_low`` and
+        ``throughput_high``, ``iterations``, ``processes``, and ``optimal``: 1 for the batch size with the highest
+        throughput among the runs of its configuration, else 0.
+
+    Raises
+    ------
+    SchemaError
+        If a run has no untraced latency.
+    InputError
+        If there are no runs.
+    """
+    if not runs:
+        raise InputError("model_information needs at least one run")
+    for run in runs:
+        _latency(run)
+
+    def key(run: xr.DataTree) -> tuple[Any, ...]:
+        return (*(str(run.attrs.get(n)) for n in ("model", "backend", "device", "precision", "threads")),
+                run.attrs.get("batch_size") or 0)  # fmt: skip
+
+    ordered = sorted(runs, key=key)
+    found = [predict_interval(run) for run in ordered]
+    batch = np.array([run.attrs.get("batch_size") or np.nan for run in ordered], dtype=np.float64)
+    median, low, high = (np.array([getattr(f, n) for f in found], dtype=np.float64) for n in ("centre", "low", "high"))
+    throughput = batch / median * 1e9
+    best: dict[tuple[Any, ...], int] = {}
+    for row, run in enumerate(ordered):
+        at = best.setdefault(key(run)[:-1], row)
+        if throughput[row] > throughput[at]:
+            best[key(run)[:-1]] = row
+    described = {
+        name: texts([str(run.attrs.get(name)) for run in ordered])
+        for name in ("model", "backend", "device", "precision", "threads")
+    }
+    return table(
+        "run", [str(run.attrs["run_id"]) for run in ordered],
+        {
+            **described, "batch_size": batch, "latency_ns": median, "low_ns": low, "high_ns": high,
+            "throughput": throughput, "throughput_low": batch / high * 1e9, "throughput_high": batch / low * 1e9,
+            "iterations": np.array([len(_latency(run)["predict_ns"]) for run in ordered]),
+            "processes": np.array([len(process_medians(run)) for run in ordered]),
+            "optimal": np.array([int(row in best.values()) for row in range(len(ordered))], dtype=np.int8),
+        },
+        attrs={"confidence": CONFIDENCE},
     )  # fmt: skip
 
 

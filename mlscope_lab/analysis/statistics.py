@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 __all__ = [
     "CONFIDENCE", "PERCENTILE_FLOORS", "Comparison", "Interval", "compare_medians", "drift", "geometric_interval",
-    "median_bounds", "median_interval", "percentile",
+    "median_bounds", "median_interval", "medians_by_group", "percentile",
 ]  # fmt: skip
 
 CONFIDENCE = 0.95
@@ -86,6 +86,42 @@ def median_bounds(values: Values, confidence: float = CONFIDENCE) -> tuple[Float
     low = (1 - weight) * ordered[d - 1] + weight * ordered[min(d, n - 1)]
     high = (1 - weight) * ordered[n - d] + weight * ordered[max(n - d - 1, 0)]
     return low, high
+
+
+def medians_by_group(
+    values: Values, group: npt.NDArray[np.integer], groups: int, confidence: float = CONFIDENCE
+) -> tuple[Floats, Floats, Floats, npt.NDArray[np.int64]]:
+    """Return the median of each group of values with its interval, as `median_interval` does of one group.
+
+    Parameters
+    ----------
+    values, group
+        (N,); groups from 0.
+    groups
+        How many there are.
+    confidence
+        Wanted coverage.
+
+    Returns
+    -------
+    median, low, high
+        (groups,), NaN where a group has no, or for the bounds too few, values.
+    count
+        (groups,) values of each group.
+    """
+    count = np.bincount(group, minlength=groups).astype(np.int64)
+    median, low, high = (np.full(groups, np.nan) for _ in range(3))
+    # after the stable sort by group each group's values stay in the order that the first sort gave them
+    order = np.argsort(values, kind="stable") if count.max(initial=0) > 1 else np.arange(len(values))
+    order = order[np.argsort(group[order], kind="stable")]
+    ordered = values[order].astype(np.float64)
+    first = np.cumsum(count) - count
+    for n in np.unique(count[count > 0]).tolist():
+        of_size = np.flatnonzero(count == n)
+        rows = ordered[first[of_size] + np.arange(n)[:, None]]
+        median[of_size] = (rows[(n - 1) // 2] + rows[n // 2]) / 2
+        low[of_size], high[of_size] = median_bounds(rows, confidence)
+    return median, low, high, count
 
 
 def median_interval(values: Values, confidence: float = CONFIDENCE) -> Interval:

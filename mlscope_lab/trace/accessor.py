@@ -91,6 +91,75 @@ class RunAccessor:
 
         return _rows_of(slowest_layers(self._tree, n))
 
+    def analyze(self, name: str, **options: Any) -> xr.Dataset:
+        """Run an analysis on this run, such as "layer_latency" or "A3".
+
+        Parameters
+        ----------
+        name
+            Name or number, see `mlscope_lab.analysis.registry.analyses`.
+        **options
+            Its keywords.
+
+        Raises
+        ------
+        InputError
+            If there is no such analysis or option.
+        SchemaError
+            If the run lacks what the analysis needs.
+        """
+        from mlscope_lab.analysis.registry import analyze
+
+        return analyze(self._tree, name, **options)
+
+    def operators(self) -> pd.DataFrame:
+        """Return one row an operator call, names instead of numbers.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The columns of ``/operators``, each ``X_code`` as the text ``X``, and ``layer`` beside ``layer_index``
+            ("(no layer)" for -1).
+
+        Raises
+        ------
+        SchemaError
+            If the run holds no operators.
+        """
+        return self._events(schema.OPERATORS)
+
+    def kernels(self) -> pd.DataFrame:
+        """Return one row a device kernel or copy; columns as in `operators`.
+
+        Raises
+        ------
+        SchemaError
+            If the run holds no kernels.
+        """
+        return self._events(schema.KERNELS)
+
+    def _events(self, group: str) -> pd.DataFrame:
+        import pandas as pd
+
+        from mlscope_lab.analysis.tables import NO_LAYER
+
+        data = self._group(group)
+        columns: dict[str, Any] = {}
+        for key, variable in data.data_vars.items():
+            name = str(key)
+            if variable.dims != (schema.EVENT_DIMS[group],):
+                continue
+            if name.endswith("_code"):
+                table = np.append(data[f"{name[:-5]}_table"].values.astype(object), "")  # -1 finds the last
+                columns[name[:-5]] = table[variable.values]
+                continue
+            columns[name] = variable.values
+            if name == "layer_index":
+                layers = self._tree.children.get(schema.LAYERS)
+                labels = [] if layers is None else list(layers.dataset["name"].values)
+                columns["layer"] = np.array([*labels, NO_LAYER], dtype=object)[variable.values]
+        return pd.DataFrame(columns, index=pd.RangeIndex(data.sizes[schema.EVENT_DIMS[group]], name=group[:-1]))
+
     def to_dataframe(self, group: str) -> pd.DataFrame:
         """Return a group as a table: one row a pass, iteration, or iteration and layer.
 
