@@ -15,6 +15,8 @@ Groups
     Callables ``(model, target, *, example) -> dict`` that write another form of a model.
 ``mlscope_lab.importers``
     `mlscope_lab.trace.importers.base.Importer` objects, one a format of trace.
+``mlscope_lab.analyses``
+    Functions ``(run or runs, *, options) -> xarray.Dataset``, see `mlscope_lab.analysis.registry`.
 ``mlscope_lab.architectures``
     Callables ``(**parameters) -> torch.nn.Module | keras.Model`` that a manifest may name.
 """
@@ -74,6 +76,36 @@ BUILTINS: dict[str, dict[str, str]] = {
     "mlscope_lab.converters": {
         "torch_to_onnx": "mlscope_lab.conversion.torch_to_onnx:convert",
         "onnx_to_tensorflow": "mlscope_lab.conversion.onnx_to_tensorflow:convert",
+    },
+    "mlscope_lab.analyses": {
+        # XSP's fifteen in their order (A1 to A15), then their companions
+        "model_information": "mlscope_lab.analysis.latency:model_information",
+        "layer_information": "mlscope_lab.analysis.layers:layer_information",
+        "layer_latency": "mlscope_lab.analysis.layers:layer_latency",
+        "layer_memory": "mlscope_lab.analysis.memory:layer_memory",
+        "layer_types": "mlscope_lab.analysis.layer_types:layer_types",
+        "latency_by_type": "mlscope_lab.analysis.layer_types:latency_by_type",
+        "memory_by_type": "mlscope_lab.analysis.layer_types:memory_by_type",
+        "kernel_information": "mlscope_lab.analysis.kernels:kernel_information",
+        "kernel_roofline": "mlscope_lab.analysis.kernels:kernel_roofline",
+        "kernels_by_name": "mlscope_lab.analysis.kernels:kernels_by_name",
+        "kernels_by_layer": "mlscope_lab.analysis.kernel_layers:kernels_by_layer",
+        "metrics_by_layer": "mlscope_lab.analysis.kernel_layers:metrics_by_layer",
+        "device_and_host_by_layer": "mlscope_lab.analysis.kernel_layers:device_and_host_by_layer",
+        "layer_roofline": "mlscope_lab.analysis.kernel_layers:layer_roofline",
+        "kernels_by_model": "mlscope_lab.analysis.kernels:kernels_by_model",
+        "levels": "mlscope_lab.analysis.levels:levels",
+        "layer_gap": "mlscope_lab.analysis.levels:layer_gap",
+        "kernel_breakdown": "mlscope_lab.analysis.device:kernel_breakdown",
+        "kernel_kinds": "mlscope_lab.analysis.device:kernel_kinds",
+        "temporal_breakdown": "mlscope_lab.analysis.device:temporal_breakdown",
+        "stream_utilization": "mlscope_lab.analysis.device:stream_utilization",
+        "idle_breakdown": "mlscope_lab.analysis.device:idle_breakdown",
+        "communication_overlap": "mlscope_lab.analysis.device:communication_overlap",
+        "critical_path": "mlscope_lab.analysis.critical_path:critical_path",
+        "what_if": "mlscope_lab.analysis.what_if:what_if",
+        "layer_statistics": "mlscope_lab.analysis.configurations:layer_statistics",
+        "predict_latency": "mlscope_lab.analysis.configurations:predict_latency",
     },
     "mlscope_lab.architectures": {
         "efficientnet_lite": "mlscope_lab.architectures.efficientnet_lite:build",

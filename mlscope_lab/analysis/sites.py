@@ -104,7 +104,8 @@ def match(sites: Sites, work: Work, other: Sites, other_work: Work) -> npt.NDArr
     names = len(work.names) + 2
 
     def key(layer: npt.NDArray[Any], name: npt.NDArray[Any], ordinal: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return ((layer.astype(np.int64) + 1) * names + name + 2) * depth + ordinal
+        place: npt.NDArray[np.int64] = ((layer.astype(np.int64) + 1) * names + name + 2) * depth + ordinal
+        return place
 
     ours = key(sites.layer, sites.name.astype(np.int64), sites.ordinal)
     wanted = key(other.layer, theirs, other.ordinal)
