@@ -12,12 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 
 from mlscope_lab.artifacts.safety import check_safe
-from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions
+from mlscope_lab.backends.base import Backend, Capabilities, Level, ModelFiles, Session, SessionOptions
 from mlscope_lab.backends.tensorflow_load import Opened, from_object, open_keras, open_saved_model
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
@@ -25,6 +25,7 @@ from mlscope_lab.trace.records import LayerTrace
 __all__ = ["TensorFlowBackend", "TensorFlowSession", "load_tensorflow"]
 
 _FORMATS = ("saved_model", "keras", "tflite")
+_LEVELS: tuple[Level, ...] = ("model", "layer", "operator")
 
 
 def load_tensorflow() -> Any:
@@ -61,12 +62,17 @@ class TensorFlowBackend(Backend):
     module = "tensorflow"
     extra = "tensorflow"
     formats = _FORMATS
+    levels = _LEVELS
+    level_reasons: ClassVar[Mapping[str, str]] = {
+        "kernel": "on a CPU TensorFlow's nodes run no kernels of a device, the nodes are the operators; those of a GPU "
+        "are not read from its profiler",
+        "hardware": "TensorFlow reads no hardware counters",
+    }
 
     def capabilities(self) -> Capabilities:
         """Tell what can be opened and recorded here; imports TensorFlow if it is installed."""
         unavailable = {
-            "operator": "TensorFlow's executed nodes are its layers; it records nothing below them",
-            "kernel": "device kernels are not read from TensorFlow's profiler",
+            **self.level_reasons,
             "layer (tflite)": "TensorFlow Lite's Python interpreter gives no times of its nodes",
         }
         devices: tuple[str, ...] = ("cpu",)
@@ -75,7 +81,7 @@ class TensorFlowBackend(Backend):
             devices += tuple(f"cuda:{i}" for i in range(len(gpus)))
             if not gpus:
                 unavailable["cuda"] = "TensorFlow sees no GPU: none is there, or this build lacks CUDA"
-        return Capabilities(formats=_FORMATS, levels=("model", "layer"), devices=devices, unavailable=unavailable)
+        return Capabilities(formats=_FORMATS, levels=_LEVELS, devices=devices, unavailable=unavailable)
 
     def accepts(self, obj: object) -> bool:
         """Tell whether `obj` is a Keras model on TensorFlow, a tf.Module that can be called, or a tf.function."""
@@ -161,10 +167,10 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 class TensorFlowSession(Session):
-    """A concrete function; with ``level="layer"`` the same graph, frozen, in a session that records its nodes.
+    """A concrete function; at levels "layer" and "operator" the same graph, frozen, in a session that times its nodes.
 
-    ``executable_digest`` names what runs: at level "model" the digest of the file with TensorFlow's version, at level
-    "layer" that of the frozen graph, for freezing lets TensorFlow prepare weights ahead which it otherwise cannot.
+    ``executable_digest`` names what runs: at level "model" the digest of the file with TensorFlow's version, at the
+    other levels that of the frozen graph, for freezing lets TensorFlow prepare weights ahead which it otherwise cannot.
     """
 
     def __init__(
@@ -193,10 +199,20 @@ class TensorFlowSession(Session):
         self._place = None
         if gpus:
             self._place = "/CPU:0" if options.device == "cpu" else f"/GPU:{options.device.partition(':')[2] or 0}"
-        if options.level == "layer":
+        if options.level in {"layer", "operator"}:
             from mlscope_lab.backends.tensorflow_trace import Recorder
 
-            self._recorder = Recorder(tf, opened, self.threads or _intra(tf), self._place, options.scratch)
+            self._recorder = Recorder(
+                tf, opened, self.threads or _intra(tf), self._place, options.scratch,
+                operators=options.level == "operator",
+            )  # fmt: skip
+        elif options.level != "model":
+            raise UnsupportedModelError(
+                f"TensorFlow cannot be traced at level '{options.level}': "
+                f"{TensorFlowBackend.level_reasons.get(options.level, 'unknown level')}; "
+                f"take one of {', '.join(_LEVELS)}"
+            )
+        if self._recorder is not None:
             self.executable_digest = self._recorder.digest
 
     def _predict(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -219,7 +235,9 @@ class TensorFlowSession(Session):
 
     def _begin_trace(self) -> None:
         if self._recorder is None:
-            raise SessionError("The session was opened for level='model'; open it with level='layer' to trace")
+            raise SessionError(
+                "The session was opened for level='model'; open it with level='layer' or 'operator' to trace"
+            )
         self._recorder.begin()
 
     def _end_trace(self) -> LayerTrace:

@@ -7,7 +7,7 @@ computing (constants, arguments, results, no-ops) are left out, and their micros
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mlscope_lab.backends.tensorflow_graph import BOOKKEEPING, Frozen, plain_type
 from mlscope_lab.backends.tensorflow_nodes import NodeRun, by_first_start, covered, nest
+from mlscope_lab.backends.tensorflow_profiler import HostEvent
 from mlscope_lab.trace.records import LayerTable
 
 __all__ = ["Layers", "Step", "layers_of"]
@@ -30,11 +31,14 @@ class Step:
         The predict itself, on `time.perf_counter_ns`.
     runs
         Every node that was timed, in the order of their start.
+    others
+        What else happened meanwhile, where it was recorded.
     """
 
     start: int
     duration: int
     runs: list[NodeRun]
+    others: list[HostEvent] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,5 +168,5 @@ def _describe(run: NodeRun, described: Mapping[str, NodeRun], frozen: Frozen) ->
         "input_shapes": ";".join(s for s in shapes if s),
         "output_shapes": ";".join(text for text, _ in found.outputs if text),
         "parameter_bytes": weights if run.name in described else -1,
-        "activation_bytes": sum(size for _, size in found.outputs) if found.outputs else -1,
+        "activation_bytes": found.output_bytes,
     }

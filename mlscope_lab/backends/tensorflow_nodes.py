@@ -25,14 +25,14 @@ class NodeRun:
         When its kernel began and ended.
     thread
         Thread that ran it, "" where unknown.
-    shapes
-        Types and shapes of its inputs, "" where unknown.
     inputs
         Names of the tensors that it reads.
     outputs
         Text of type and shape, and bytes, of each tensor that it makes.
     allocated_bytes
         Bytes that its kernel asked for, -1 where unknown.
+    allocations
+        When, and how many bytes it got or, negative, gave back, where known.
     label
         Name of its row: that of the node, counted where it runs more than once in a step.
     parent
@@ -46,13 +46,18 @@ class NodeRun:
     start: int
     stop: int
     thread: str = ""
-    shapes: str = ""
     inputs: tuple[str, ...] = ()
     outputs: tuple[tuple[str, int], ...] = ()
     allocated_bytes: int = -1
+    allocations: tuple[tuple[int, int], ...] = ()
     label: str = ""
     parent: int = -1
     children: list[int] = field(default_factory=list)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all tensors that it makes, -1 where unknown."""
+        return sum(size for _, size in self.outputs) if self.outputs else -1
 
 
 def nest(runs: Sequence[NodeRun]) -> None:

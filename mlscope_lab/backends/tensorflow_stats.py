@@ -71,6 +71,11 @@ def read_step_stats(tf: Any, data: bytes, offset_ns: int, op_of: Callable[[str],
                     inputs=tuple(i.strip() for i in found["inputs"].split(",") if i.strip()) if found else (),
                     outputs=tuple(_output(tf, o) for o in sorted(stats.output, key=lambda o: o.slot)),
                     allocated_bytes=sum(m.total_bytes for m in stats.memory),
+                    allocations=tuple(
+                        (record.alloc_micros * 1000 + offset_ns, record.alloc_bytes)
+                        for memory in stats.memory
+                        for record in memory.allocation_records
+                    ),
                 )
             )
     if not runs:

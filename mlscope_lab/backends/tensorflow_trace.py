@@ -24,10 +24,11 @@ from mlscope_lab.backends.tensorflow_graph import BRANCHES, Frozen
 from mlscope_lab.backends.tensorflow_layers import Layers, Step, layers_of
 from mlscope_lab.backends.tensorflow_load import Opened
 from mlscope_lab.backends.tensorflow_nodes import NodeRun
+from mlscope_lab.backends.tensorflow_operators import annotations_of, memory_of, operators_of, sizes_of
 from mlscope_lab.backends.tensorflow_profiler import HostEvent, HostProfiler, ProfilerUnavailableError, read_profile
 from mlscope_lab.backends.tensorflow_stats import StepStats, read_step_stats
 from mlscope_lab.errors import SessionError, UnsupportedModelError
-from mlscope_lab.trace.records import LayerTrace
+from mlscope_lab.trace.records import EventTable, LayerTrace
 
 __all__ = ["Recorder"]
 
@@ -35,11 +36,19 @@ _NODE_RUNS_A_PROFILE = 100_000
 """After so many the profile is written and a new one begun: it is kept in memory, and must stay far below 2 GiB."""
 
 
+_Shapes = tuple[tuple[int, ...], ...]
+
+
 @dataclass(slots=True)
 class _Timed:
     start: int
     duration: int
     stats: StepStats | None
+    shapes: _Shapes
+
+
+def _shapes(arrays: Sequence[npt.NDArray[Any]]) -> _Shapes:
+    return tuple(array.shape for array in arrays)
 
 
 def _offset() -> tuple[int, int]:
@@ -68,12 +77,22 @@ class Recorder:
         Device on which unplaced nodes run, or None where there is only one.
     scratch
         Folder for profiles, or None for temporary ones.
+    operators
+        Also record what lies below the layers: every node with its thread and its memory.
     """
 
     def __init__(
-        self, tf: Any, opened: Opened, threads: int, place: str | None = None, scratch: Path | None = None
+        self,
+        tf: Any,
+        opened: Opened,
+        threads: int,
+        place: str | None = None,
+        scratch: Path | None = None,
+        *,
+        operators: bool = False,
     ) -> None:
         self._tf = tf
+        self._operators = operators
         self._frozen = Frozen(tf, opened, place)
         self.digest = "sha256:" + hashlib.sha256(self._frozen.definition).hexdigest()
         v1 = tf.compat.v1
@@ -94,6 +113,8 @@ class Recorder:
         self._why_not = ""  # why the trace under way goes without the profiler
         self._with_stats: Any = None
         self._described: dict[str, NodeRun] = {}
+        self._sizes: dict[tuple[str, int], tuple[int, int]] = {}
+        self._shapes: _Shapes = ()  # of what was fed when nodes were described
         self._clock = (0, 0)
         self._steps: list[_Timed] = []
         self._folders: list[Path] = []
@@ -123,14 +144,14 @@ class Recorder:
             kept = StepStats()
             start = clock()
             done = self._with_stats(*arrays, run_metadata=kept)
-            self._steps.append(_Timed(start, clock() - start, kept))
+            self._steps.append(_Timed(start, clock() - start, kept, _shapes(arrays)))
         else:
             if self._left <= 0:
                 self._turn()
             self._left -= 1
             start = clock()
             done = self._plain(*arrays)
-            self._steps.append(_Timed(start, clock() - start, None))
+            self._steps.append(_Timed(start, clock() - start, None, _shapes(arrays)))
         self._fed = arrays
         return done
 
@@ -176,7 +197,7 @@ class Recorder:
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
             self._forget()
-        return self._trace(steps, error)
+        return self._trace(steps, [t.shapes for t in timed], error)
 
     def _from_stats(self, timed: _Timed, offset: int) -> Step:
         data = timed.stats.data if timed.stats is not None else b""
@@ -188,23 +209,28 @@ class Recorder:
     def _from_profiles(self, timed: Sequence[_Timed], folders: Sequence[Path], offset: int, error: int) -> list[Step]:
         steps = [Step(start=t.start, duration=t.duration, runs=[]) for t in timed]
         for folder in folders:
-            _place(read_profile(folder), steps, offset, error)
+            _place(read_profile(folder, details=self._operators), steps, offset, error)
         if steps and not any(step.runs for step in steps):
             raise SessionError(
                 f"TensorFlow's profile holds none of the {len(steps)} traced predicts; trace fewer iterations"
             )
-        if any(run.name not in self._described for step in steps for run in step.runs):
-            self._describe()
+        shapes = _shapes(self._fed or ())
+        if shapes != self._shapes or any(run.name not in self._described for step in steps for run in step.runs):
+            self._describe(shapes)
         return steps
 
-    def _describe(self) -> None:
+    def _describe(self, shapes: _Shapes) -> None:
         """Run one step with statistics, with what was fed last, and keep what its nodes read and make."""
         if self._fed is None:
             return
         kept = StepStats()
         self._callable(stats=True)(*self._fed, run_metadata=kept)
-        for run in read_step_stats(self._tf, kept.data, 0, self._frozen.op_of):
-            self._described[run.name] = run
+        runs = read_step_stats(self._tf, kept.data, 0, self._frozen.op_of)
+        if shapes != self._shapes:
+            self._described = {}
+        self._described |= {run.name: run for run in reversed(runs)}
+        self._sizes = sizes_of(runs)
+        self._shapes = shapes
 
     def _forget(self) -> None:
         self._profiler.discard()
@@ -217,7 +243,7 @@ class Recorder:
         self._session.close()
         self._plain = self._fed = None
 
-    def _trace(self, steps: Sequence[Step], error: int) -> LayerTrace:
+    def _trace(self, steps: Sequence[Step], shapes: Sequence[_Shapes], error: int) -> LayerTrace:
         kept = [step for step in steps if step.runs]
         layers = layers_of(kept, self._described, self._frozen, error)
         unavailable = {}
@@ -226,6 +252,8 @@ class Recorder:
         dropped, reason = _dropped(steps, layers)
         if reason:
             unavailable["layers"] = reason
+        if len(set(shapes)) > 1:
+            unavailable["sizes"] = "of inputs of other shapes than the last: sizes of layers are those of the last"
         return LayerTrace(
             layers=layers.table,
             start_ns=layers.start_ns,
@@ -238,7 +266,16 @@ class Recorder:
             executable_digest=self.digest,
             dropped_events=dropped,
             unavailable=unavailable,
+            events=self._events(kept, layers, [s for s, step in zip(shapes, steps, strict=True) if step.runs]),
         )
+
+    def _events(self, steps: Sequence[Step], layers: Layers, shapes: Sequence[_Shapes]) -> dict[str, EventTable]:
+        if not self._operators:
+            return {}
+        sizes = [self._sizes if fed == self._shapes else {} for fed in shapes]
+        operators = operators_of(steps, layers, self._described, sizes, self._frozen)
+        found = {"annotations": annotations_of(steps), "memory": memory_of(steps, operators)}
+        return {"operators": operators.table} | {group: table for group, table in found.items() if table is not None}
 
 
 def _place(events: Iterable[HostEvent], steps: Sequence[Step], offset: int, error: int) -> None:
@@ -252,6 +289,10 @@ def _place(events: Iterable[HostEvent], steps: Sequence[Step], offset: int, erro
             continue
         if event.kind == "done":
             done.setdefault((index, str(event.stats.get("name", ""))), []).append(event.start + offset)
+            continue
+        if event.kind != "node":
+            event.start, event.stop = event.start + offset, event.stop + offset
+            steps[index].others.append(event)
             continue
         touched.add(index)
         steps[index].runs.append(
