@@ -1,8 +1,9 @@
 """A run as a trace that Perfetto and chrome://tracing open, in the categories and arguments that Kineto uses.
 
-Host events lie on their threads, device work on its streams, layers and passes on tracks of their own; launches are
-flow arrows, memory and power are counters. Times are decimal microseconds with all their nanoseconds: they count from
-``baseTimeNanoseconds``, because a viewer's floating point numbers could not hold nanoseconds since 1970.
+Host events lie on their threads, device work on its streams, passes with their iterations and layers on tracks of their
+own; launches are flow arrows, memory and power are counters. Times are decimal microseconds with all their nanoseconds:
+they count from ``baseTimeNanoseconds``, because a viewer's floating point numbers could not hold nanoseconds since
+1970.
 
 References
 ----------
@@ -15,7 +16,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from mlscope_lab.trace.exporters.timeline import (
     PassSpan,
     lanes,
     layer_names,
+    opened_and_closed,
     passes_of,
     slices_of,
     texts_of,
@@ -40,16 +42,27 @@ if TYPE_CHECKING:
 __all__ = ["export_chrome"]
 
 _Columns = dict[str, npt.NDArray[Any]]
-_THREAD = re.compile(r"(\d{1,18})/(\d{1,18})")
 _TRACKS = 1_000_000_000
-"""Track numbers from here on are ours: no thread has one so high."""
-# Categories by which a reader of Kineto's traces knows the group.
+"""Process numbers from here on are ours: no process has one so high."""
+_UNBOUND = 1 << 40
+"""Numbers of arrows from here on are no correlations."""
+# Categories by which a reader of Kineto's traces knows the group; anything else is an operator's.
 _CATEGORIES = {
-    schema.OPERATORS: ("cpu_op",),
-    schema.RUNTIME: ("cuda_runtime", "cuda_driver"),
-    schema.KERNELS: ("kernel", "gpu_memcpy", "gpu_memset"),
-    schema.ANNOTATIONS: ("user_annotation", "gpu_user_annotation", "python_function"),
-}
+    schema.OPERATORS: (),
+    schema.RUNTIME: ("cuda_runtime", "cuda_driver", "cuda_sync", "hip_runtime", "xpu_runtime", "xpu_driver"),
+    schema.KERNELS: ("kernel", "gpu_memcpy", "gpu_memset", "concurrent_kernel"),
+    schema.ANNOTATIONS: ("user_annotation", "gpu_user_annotation", "Trace", "overhead"),
+}  # fmt: skip
+_TAKEN = frozenset(text for known in _CATEGORIES.values() for text in known)
+_DEFAULT = {schema.OPERATORS: "cpu_op", schema.RUNTIME: "cuda_runtime", schema.KERNELS: "kernel",
+            schema.ANNOTATIONS: "user_annotation"}  # fmt: skip
+_SAMPLED = {
+    # {group: {column: (name of the counter, unit)}}
+    schema.MEMORY: {"allocated_bytes": ("memory allocated", "B"), "reserved_bytes": ("memory reserved", "B")},
+    schema.POWER: {"power_watts": ("power", "W"), "energy_joules": ("energy", "J"), "sm_clock_hz": ("SM clock", "Hz"),
+                   "memory_clock_hz": ("memory clock", "Hz"), "temperature_celsius": ("temperature", "degC"),
+                   "utilization": ("utilization", "share"), "throttle_reasons": ("throttle reasons", "mask")},
+}  # fmt: skip
 _NUMBERS = {
     # {group: {column: name of the argument}}; -1 is left out
     schema.OPERATORS: {"correlation": "External id", "sequence": "Sequence number", "flops": "flops",
@@ -89,7 +102,7 @@ def export_chrome(run: xr.DataTree, path: str | os.PathLike[str]) -> Path:
 def _us(times: npt.NDArray[np.int64]) -> list[str]:
     """Return ns as decimal microseconds, exactly."""
     if times.size and int(times.min()) < 0:
-        return [f"{'-' if t < 0 else ''}{abs(t) // 1000}.{abs(t) % 1000:03d}" for t in times.tolist()]
+        return [_us_of(t) for t in times.tolist()]
     return [f"{t // 1000}.{t % 1000:03d}" for t in times.tolist()]
 
 
@@ -98,9 +111,39 @@ def _quoted(texts: Iterable[str]) -> list[str]:
     return [*map(json.dumps, texts), '""']
 
 
-def _numbers(values: npt.NDArray[Any], name: str) -> list[str]:
+def _us_of(time: int) -> str:
+    return f"{'-' if time < 0 else ''}{abs(time) // 1000}.{abs(time) % 1000:03d}"
+
+
+def _identity(text: str) -> str:
+    """Return a process or thread as JSON: a number where it is one."""
+    return text if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else json.dumps(text)
+
+
+def _shapes(text: str) -> str:
+    """Return the arguments by which Kineto tells inputs, for ``float[1,3];Scalar;float([2],[3])``."""
+    dims: list[str] = []
+    for part in text.split(";"):
+        kind, bracket, inside = part.partition("[")
+        listed, opening, members = part.partition("(")
+        if opening and members.endswith(")") and (not bracket or len(listed) < len(kind)):
+            dims.append(f"[{members[:-1]}]")
+        elif bracket and inside.endswith("]"):
+            dims.append(f"[{inside}")
+        else:
+            # no list at all, unless the type alone tells that the list is empty
+            dims.append("[]" if part in {"", "Scalar", "ScalarList"} else '""')
+    kinds = [json.dumps(re.split(r"[\[(]", part, maxsplit=1)[0]) for part in text.split(";")]
+    if not all(re.fullmatch(r'""|[\[\],0-9]*', d) for d in dims):
+        return f'"shapes":{json.dumps(text)}'
+    return f'"Input Dims":[{",".join(dims)}],"Input type":[{",".join(kinds)}]'
+
+
+def _numbers(values: npt.NDArray[Any], name: str, *, everything: bool = False) -> list[str]:
     """Return an argument for each value, "" for those that are not known."""
     label = json.dumps(name)
+    if everything:
+        return [f"{label}:{v}," for v in values.tolist()]
     if values.dtype.kind == "f":
         return [f"{label}:{v!r}," if math.isfinite(v) else "" for v in values.tolist()]
     if values.size and int(values.max()) < 0:
@@ -131,14 +174,14 @@ class _Trace:
             "mlscope": dict(tool(self.run)),
         }
         self.out.write(json.dumps(head)[:-1] + ', "traceEvents": [\n')
-        self._passes()
-        self._layers()
+        for span in self.passes:
+            self._pass(span)
         for group in (schema.ANNOTATIONS, schema.OPERATORS, schema.RUNTIME, schema.KERNELS):
             self._spans(group)
         self._counters()
         self._flows()
-        self._samples(schema.MEMORY, "memory")
-        self._samples(schema.POWER, "power")
+        self._samples(schema.MEMORY)
+        self._samples(schema.POWER)
         self._tracks()
         self.out.write("\n]}\n")
 
@@ -160,76 +203,91 @@ class _Trace:
     def _threads(self, group: str) -> list[str]:
         """Return ``"pid":1,"tid":2`` for each thread of a group, and one for the unknown thread at the end."""
         found = []
-        for number, text in enumerate(texts_of(self.run, group).get("thread", [])):
-            known = _THREAD.fullmatch(text)
-            pid, tid = (int(known[1]), int(known[2])) if known else (_TRACKS, _TRACKS + number)
-            if known is None:
-                self._home(0)
-                self.names[pid, tid] = text
-            found.append(f'"pid":{pid},"tid":{tid}')
         home = self._home(0)
+        for number, text in enumerate(texts_of(self.run, group).get("thread", [])):
+            process, slash, thread = text.partition("/")
+            if slash:
+                found.append(f'"pid":{_identity(process)},"tid":{_identity(thread)}')
+            else:
+                self.names[home, _TRACKS + number] = text
+                found.append(f'"pid":{home},"tid":{_TRACKS + number}')
         return [*found, f'"pid":{home},"tid":0']
 
-    def _passes(self) -> None:
-        lines = []
-        for p in self.passes:
-            pid, tid = self._home(p.process), _TRACKS
-            self.names[pid, tid] = "passes"
-            start, length = _us(np.array([p.start_ns - self.base, p.wall_ns]))
-            lines.append(f'{{"ph":"X","cat":"mlscope_pass","name":{json.dumps(f"{p.level} pass")},"pid":{pid},'
-                         f'"tid":{tid},"ts":{start},"dur":{length},"args":{{"pass":{p.index}}}}}')  # fmt: skip
-        self._lines(lines)
-
-    def _layers(self) -> None:
-        if schema.LAYERS not in self.run.children:
-            return
-        data = self.run[schema.LAYERS].dataset
-        types = _quoted(str(text) for text in data["type"].values)
-        of_row = data["pass_index"].values
-        for row in range(data.sizes["layer_iteration"]):
-            span = self.passes[int(of_row[row])]
-            start, duration = data["start_ns"][row].values, data["duration_ns"][row].values
-            ran = np.flatnonzero(start >= 0)
-            begin = start[ran] + self.offsets[span.index]
-            lane = lanes(begin, begin + duration[ran])
-            pid, first = self._home(span.process), _TRACKS + 1000 * (1 + span.index)
-            for number in np.unique(lane).tolist():
-                extra = f", overlapping {number}" if number else ""
-                self.names[pid, first + number] = f"layers of the {span.level} pass{extra}"
-            self._lines([
-                f'{{"ph":"X","cat":"mlscope_layer","name":{self.layers[layer]},"pid":{pid},"tid":{first + on},'
-                f'"ts":{ts},"dur":{dur},"args":{{"type":{types[layer]},"iteration":{row},"pass":{span.index}}}}}'
-                for layer, on, ts, dur in zip(ran.tolist(), lane.tolist(), _us(begin), _us(duration[ran]), strict=True)
-            ])  # fmt: skip
+    def _pass(self, span: PassSpan) -> None:
+        """Write a pass, its iterations and layers as slices that do not belong to a thread."""
+        spans = [(span.start_ns - self.base, span.wall_ns, json.dumps(f"{span.level} pass {span.index}"), "")]
+        if schema.LAYERS in self.run.children:
+            data = self.run[schema.LAYERS].dataset
+            types = _quoted(str(text) for text in data["type"].values)
+            offset = int(self.offsets[span.index])
+            for number, row in enumerate(np.flatnonzero(data["pass_index"].values == span.index).tolist()):
+                begin, length = int(data["iteration_start_ns"].values[row]), int(data["pass_duration_ns"].values[row])
+                spans.append((begin + offset, length, f'"iteration {number}"', ""))
+                start, duration = data["start_ns"][row].values, data["duration_ns"][row].values
+                ran = np.flatnonzero(start >= 0)
+                spans += [
+                    (begin + offset, length, self.layers[layer], f'"type":{types[layer]}')
+                    for layer, begin, length in zip(
+                        ran.tolist(), start[ran].tolist(), duration[ran].tolist(), strict=True
+                    )
+                ]
+        start = np.array([begin for begin, *_ in spans], dtype=np.int64)
+        end = start + np.array([length for _, length, *_ in spans], dtype=np.int64)
+        lane, pid = lanes(start, end), self._home(span.process)
+        for number in range(int(lane.max()) + 1):
+            here = np.flatnonzero(lane == number)
+            common = f'"cat":"mlscope","id":"{span.index}.{number}","pid":{pid},"tid":0'
+            lines = []
+            for row, at in opened_and_closed(start[here], end[here]):
+                _, _, name, arguments = spans[here[row if row >= 0 else ~row]]
+                phase = "b" if row >= 0 else "e"
+                told = f',"args":{{{arguments}}}' if row >= 0 else ""
+                lines.append(f'{{"ph":"{phase}","name":{name},{common},"ts":{_us_of(at)}{told}}}')
+            self._lines(lines)
 
     def _spans(self, group: str) -> None:
         texts = texts_of(self.run, group)
-        names, known = _quoted(texts.get("name", [])), _CATEGORIES[group]
-        categories = [json.dumps(t if t in known else known[0]) for t in texts.get("category", [])]
-        categories.append(json.dumps(known[0]))
-        foreign = ["" if t in known else f'"category":{json.dumps(t)},' for t in [*texts.get("category", []), known[0]]]
+        names, default = _quoted(texts.get("name", [])), _DEFAULT[group]
+        given = [*texts.get("category", []), default]
+        fits = [t in _CATEGORIES[group] if group != schema.OPERATORS else bool(t) and t not in _TAKEN for t in given]
+        fits[-1] = True
+        categories = [json.dumps(t if fit else default) for t, fit in zip(given, fits, strict=True)]
+        foreign = ["" if fit else f'"category":{json.dumps(t)},' for t, fit in zip(given, fits, strict=True)]
         threads = self._threads(group) if group != schema.KERNELS else []
         for columns in slices_of(self.run, group):
             where = self._streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
             arguments = list(self._arguments(group, columns, texts))
-            if any(foreign):
+            if not all(fits):
                 arguments.append([foreign[code] for code in columns["category_code"]])
+            codes, durations = columns["category_code"].tolist(), columns["duration_ns"].tolist()
+            heads = [f'"X","cat":{categories[code]}' for code in codes]
+            if group == schema.ANNOTATIONS and not all(fits):
+                # a moment may be of any category
+                heads = [
+                    f'"i","s":"t","cat":{json.dumps(given[code])}' if not fits[code] and not length else head
+                    for code, length, head in zip(codes, durations, heads, strict=True)
+                ]
             self._lines([
-                f'{{"ph":"X","cat":{categories[category]},"name":{names[name]},{place},"ts":{ts},"dur":{dur},'
-                f'"args":{{{"".join(parts)[:-1]}}}}}'
-                for category, name, place, ts, dur, *parts in zip(
-                    columns["category_code"].tolist(), columns["name_code"].tolist(), where,
-                    _us(self._times(columns, "start_ns")), _us(columns["duration_ns"]), *arguments, strict=True,
+                f'{{"ph":{head},"name":{names[name]},{place},"ts":{ts},"dur":{dur},"args":{{{"".join(parts)[:-1]}}}}}'
+                for head, name, place, ts, dur, *parts in zip(
+                    heads, columns["name_code"].tolist(), where, _us(self._times(columns, "start_ns")),
+                    _us(columns["duration_ns"]), *arguments, strict=True,
                 )
             ])  # fmt: skip
 
     def _streams(self, columns: _Columns) -> list[str]:
         """Return the track of each kernel: its device as the process, its stream as the thread."""
-        for device, stream in np.unique(np.stack([columns["device"], columns["stream"]]), axis=1).T.tolist():
-            self.processes.setdefault(max(device, 0), f"GPU {max(device, 0)}")
-            self.names[max(device, 0), max(stream, 0)] = f"stream {max(stream, 0)}"
-        pairs = zip(columns["device"].tolist(), columns["stream"].tolist(), strict=True)
-        return [f'"pid":{max(device, 0)},"tid":{max(stream, 0)}' for device, stream in pairs]
+        pairs = np.stack([columns["device"], columns["stream"]], axis=1)
+        distinct, place = np.unique(pairs, axis=0, return_inverse=True)
+        tracks = []
+        for device, stream in distinct.tolist():
+            if device >= 0:
+                self.processes.setdefault(device, f"GPU {device}")
+            if device >= 0 and stream >= 0:
+                self.names[device, stream] = f"stream {stream}"
+            pid = device if device >= 0 else '"device"'
+            tracks.append(f'"pid":{pid},"tid":{stream if stream >= 0 else json.dumps("no stream")}')
+        return [tracks[number] for number in place.reshape(-1).tolist()]
 
     def _arguments(self, group: str, columns: _Columns, texts: dict[str, list[str]]) -> Iterator[list[str]]:
         """Yield for each argument one text an event; each ends in a comma or is empty."""
@@ -241,12 +299,12 @@ class _Trace:
             yield [layers[code] for code in columns["layer_index"].tolist()]
         yield _numbers(columns["iteration"], "iteration")
         if "shapes_code" in columns:
-            shapes = [*(f'"shapes":{json.dumps(text)},' for text in texts.get("shapes", [])), ""]
+            shapes = [*(f"{_shapes(text)}," for text in texts.get("shapes", [])), ""]
             yield [shapes[code] for code in columns["shapes_code"].tolist()]
         for name in ("grid", "block"):
             axes = [columns[f"{name}_{axis}"].tolist() for axis in "xyz" if f"{name}_{axis}" in columns]
-            if len(axes) == 3:
-                yield [f'"{name}":[{x},{y},{z}],' if x >= 0 else "" for x, y, z in zip(*axes, strict=True)]
+            if axes:
+                yield [f'"{name}":{list(sizes)},' if sizes[0] >= 0 else "" for sizes in zip(*axes, strict=True)]
         if "occupancy" in columns:
             # rounded, because a per cent times 0.01 times 100 is not always that per cent
             yield _numbers(np.round(columns["occupancy"] * 100, 10), "est. achieved occupancy %")
@@ -258,69 +316,76 @@ class _Trace:
         home = self._home(0)
         for columns in slices_of(self.run, schema.COUNTERS):
             self.names[home, _TRACKS + 1] = "counter ranges"
-            arguments = [_numbers(columns["correlation"], "correlation")]
-            arguments += [_numbers(columns[name], name) for name in _counter_names(schema.COUNTERS, columns)]
+            arguments = [_numbers(columns[name], name) for name in _counter_names(schema.COUNTERS, columns)]
             self._lines([
                 f'{{"ph":"X","cat":"cuda_profiler_range","name":{names[name]},"pid":{home},"tid":{_TRACKS + 1},'
                 f'"ts":{ts},"dur":{dur},"args":{{{"".join(parts)[:-1]}}}}}'
                 for name, ts, dur, *parts in zip(
-                    columns["name_code"].tolist(), _us(self._times(columns, "start_ns")), _us(columns["duration_ns"]),
-                    *arguments, strict=True,
+                    columns["name_code"].tolist(), _us(self._times(columns, "start_ns")),
+                    _us(columns["duration_ns"]), *arguments, strict=True,
                 )
             ])  # fmt: skip
 
     def _flows(self) -> None:
         kinds = texts_of(self.run, schema.LINKS).get("kind", [])
-        ends = {group: self._ends(group) for kind in kinds for group in schema.LINK_KINDS.get(kind, ())}
-        serial = 0
+        known = [kind in _FLOWS for kind in kinds]
+        ends = {group: _Ends(self, group) for kind in kinds if kind in _FLOWS for group in schema.LINK_KINDS[kind]}
+        serial = _UNBOUND
         for columns in slices_of(self.run, schema.LINKS):
             lines = []
             for code, source, target in zip(
                 columns["kind_code"].tolist(), columns["source_index"].tolist(), columns["target_index"].tolist(),
                 strict=True,
             ):  # fmt: skip
-                serial += 1
-                if kinds[code] not in schema.LINK_KINDS or source < 0 or target < 0:
+                if code < 0 or not known[code] or source < 0 or target < 0:
                     continue  # an arrow needs both its ends
                 name, (of, to) = _FLOWS[kinds[code]], schema.LINK_KINDS[kinds[code]]
-                common = f'"id":{serial},"cat":"{name}","name":"{name}"'
-                lines.append(f'{{"ph":"s",{common},{ends[of](source)}}}')
-                lines.append(f'{{"ph":"f","bp":"e",{common},{ends[to](target)}}}')
+                serial += 1
+                # a reader of Kineto's traces takes the number of a launch for its correlation
+                number = ends[to].correlation(target) if kinds[code] == "launch" else -1
+                common = f'"id":{number if number >= 0 else serial},"cat":"{name}","name":"{name}"'
+                lines.append(f'{{"ph":"s",{common},{ends[of].place(source)}}}')
+                lines.append(f'{{"ph":"f","bp":"e",{common},{ends[to].place(target)}}}')
             self._lines(lines)
 
-    def _ends(self, group: str) -> Callable[[int], str]:
-        """Return what tells where an arrow to or from an event of a group ends."""
-        places: list[str] = []
-        starts: list[npt.NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-        codes: list[npt.NDArray[Any]] = [np.zeros(0, dtype=np.int32)]
-        number: dict[str, int] = {}
-        threads = self._threads(group) if group != schema.KERNELS else []
-        for columns in slices_of(self.run, group):
-            starts.append(self._times(columns, "start_ns"))
-            where = self._streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
-            codes.append(np.array([number.setdefault(place, len(number)) for place in where], dtype=np.int32))
-        places = list(number)
-        all_starts, all_codes = np.concatenate(starts), np.concatenate(codes)
-
-        def end(index: int) -> str:
-            return f'{places[all_codes[index]]},"ts":{_us(all_starts[index : index + 1])[0]}'
-
-        return end
-
-    def _samples(self, group: str, title: str) -> None:
-        devices = texts_of(self.run, group).get("device", [])
-        tracks = [json.dumps(f"{title} {text}".strip()) for text in [*devices, ""]]
+    def _samples(self, group: str) -> None:
+        devices = [*texts_of(self.run, group).get("device", []), ""]
         home = self._home(0)
         for columns in slices_of(self.run, group):
-            skipped = {"pass_index", "device_code", "time_ns", "iteration", "layer_index", "operator_index", "address"}
-            values = [_numbers(columns[name], name) for name in columns if name not in skipped and name != "bytes"]
-            self._lines([
-                f'{{"ph":"C","name":{tracks[device]},"pid":{home},"tid":0,"ts":{ts},'
-                f'"args":{{{"".join(parts)[:-1]}}}}}'
-                for device, ts, *parts in zip(
-                    columns["device_code"].tolist(), _us(self._times(columns, "time_ns")), *values, strict=True
-                )
-            ])  # fmt: skip
+            times = _us(self._times(columns, "time_ns"))
+            codes = columns["device_code"].tolist()
+            for name, (title, unit) in _SAMPLED[group].items():
+                if name not in columns:
+                    continue
+                tracks = [json.dumps(f"{title} {text}".strip()) for text in devices]
+                self._lines([
+                    f'{{"ph":"C","cat":"mlscope","name":{tracks[code]},"pid":{home},"tid":0,"ts":{ts},'
+                    f'"args":{{{value[:-1]}}}}}'
+                    for code, ts, value in zip(codes, times, _numbers(columns[name], unit), strict=True) if value
+                ])  # fmt: skip
+            if group == schema.MEMORY:
+                self._allocations(columns, devices, times)
+
+    def _allocations(self, columns: _Columns, devices: list[str], times: list[str]) -> None:
+        """Write memory events as PyTorch's profiler does, which has them on a thread."""
+        home = self._home(0)
+        where = []
+        for text in devices:
+            kind, _, number = text.partition(":")
+            known = {"cpu": 0, "cuda": 1}.get(kind)
+            place = int(number) if number.isdecimal() and len(number) < 6 else -1
+            where.append("" if known is None else f'"Device Type":{known},"Device Id":{place},')
+        arguments = [
+            _numbers(columns[name], label, everything=name == "bytes")
+            for name, label in (("bytes", "Bytes"), ("allocated_bytes", "Total Allocated"),
+                                ("reserved_bytes", "Total Reserved"), ("address", "Addr")) if name in columns
+        ]  # fmt: skip
+        self._lines([
+            f'{{"ph":"i","s":"t","cat":"cpu_instant_event","name":"[memory]","pid":{home},"tid":0,"ts":{ts},'
+            f'"args":{{{(where[code] + "".join(parts))[:-1]}}}}}'
+            for code, ts, *parts in zip(columns["device_code"].tolist(), times, *arguments, strict=True)
+            if where[code]
+        ])  # fmt: skip
 
     def _tracks(self) -> None:
         lines = [
@@ -332,6 +397,29 @@ class _Trace:
             for (pid, tid), name in self.names.items()
         ]
         self._lines(lines)
+
+
+class _Ends:
+    """Where the events of a group are, for arrows that end there."""
+
+    def __init__(self, trace: _Trace, group: str) -> None:
+        number: dict[str, int] = {}
+        starts, codes, told = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+        threads = trace._threads(group) if group != schema.KERNELS else []
+        for columns in slices_of(trace.run, group):
+            starts.append(trace._times(columns, "start_ns"))
+            where = trace._streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
+            codes.append(np.array([number.setdefault(place, len(number)) for place in where], dtype=np.int32))
+            if group == schema.KERNELS:
+                told.append(columns["correlation"])
+        self._places = list(number)
+        self._starts, self._codes, self._told = np.concatenate(starts), np.concatenate(codes), np.concatenate(told)
+
+    def place(self, index: int) -> str:
+        return f'{self._places[self._codes[index]]},"ts":{_us_of(int(self._starts[index]))}'
+
+    def correlation(self, index: int) -> int:
+        return int(self._told[index])
 
 
 def _counter_names(group: str, columns: _Columns) -> list[str]:

@@ -18,7 +18,16 @@ import numpy.typing as npt
 
 from mlscope_lab.errors import InputError
 from mlscope_lab.trace import schema
-from mlscope_lab.trace.exporters.timeline import PassSpan, lanes, layer_names, passes_of, texts_of, tool, written
+from mlscope_lab.trace.exporters.timeline import (
+    PassSpan,
+    lanes,
+    layer_names,
+    opened_and_closed,
+    passes_of,
+    texts_of,
+    tool,
+    written,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,22 +95,14 @@ class _Spans:
 
     def __init__(self, name: str, start: _INT, end: _INT, frame: _INT) -> None:
         self.name = name
-        self.order = np.lexsort((-end, start))
-        self.start, self.end, self.frame = start[self.order], end[self.order], frame[self.order]
+        self.start, self.end, self.frame = start, end, frame
 
     def events(self) -> Iterator[str]:
-        """Yield what opens and closes, in order; whatever is open closes no later than what holds it."""
-        base = int(self.start.min())
-        waiting: list[tuple[int, int]] = []
-        for start, end, frame in zip(self.start.tolist(), self.end.tolist(), self.frame.tolist(), strict=True):
-            while waiting and waiting[-1][0] <= start:
-                at, inner = waiting.pop()
-                yield f'{{"type":"C","at":{at - base},"frame":{inner}}}'
-            yield f'{{"type":"O","at":{start - base},"frame":{frame}}}'
-            waiting.append((end, frame))
-        while waiting:
-            at, inner = waiting.pop()
-            yield f'{{"type":"C","at":{at - base},"frame":{inner}}}'
+        """Yield what opens and closes, in order."""
+        base, frames = int(self.start.min()), self.frame.tolist()
+        for row, at in opened_and_closed(self.start, self.end):
+            opens = row >= 0
+            yield f'{{"type":"{"O" if opens else "C"}","at":{at - base},"frame":{frames[row if opens else ~row]}}}'
 
     @property
     def length(self) -> int:

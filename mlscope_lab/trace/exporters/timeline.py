@@ -21,7 +21,17 @@ from mlscope_lab.trace import schema
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PassSpan", "lanes", "passes_of", "slices_of", "texts_of", "written"]
+__all__ = [
+    "PassSpan",
+    "lanes",
+    "layer_names",
+    "opened_and_closed",
+    "passes_of",
+    "slices_of",
+    "texts_of",
+    "tool",
+    "written",
+]
 
 _SLICE = 1 << 17
 """Rows at a time: a slice of all columns takes some ten megabytes, whatever the group's length."""
@@ -134,6 +144,33 @@ def lanes(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArr
             found[here] = len(open_ends)
             open_ends.append([finish])
     return found
+
+
+def opened_and_closed(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield what opens and closes, in order of time: (row, time) where a span opens, (~row, time) where it closes.
+
+    Parameters
+    ----------
+    start, end
+        (N,) of spans that lie apart or inside each other (see `lanes`). Whatever is open closes no later than what
+        holds it.
+
+    Examples
+    --------
+    >>> list(opened_and_closed(np.array([0, 2]), np.array([9, 4])))
+    [(0, 0), (1, 2), (-2, 4), (-1, 9)]
+    """
+    waiting: list[tuple[int, int]] = []
+    order = np.lexsort((-end, start))
+    for row, begin, finish in zip(order.tolist(), start[order].tolist(), end[order].tolist(), strict=True):
+        while waiting and waiting[-1][0] <= begin:
+            at, inner = waiting.pop()
+            yield ~inner, at
+        yield row, begin
+        waiting.append((finish, row))
+    while waiting:
+        at, inner = waiting.pop()
+        yield ~inner, at
 
 
 @contextmanager
