@@ -32,6 +32,10 @@ class Predicts:
     duration_ns: npt.NDArray[np.int64]
     thread: npt.NDArray[np.int64]
 
+    def covers(self, columns: TraceColumns, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Return whether each row began during a predict, on whichever thread."""
+        return np.asarray(iteration_at(columns.start_ns[rows], self.start_ns, self.duration_ns) >= 0)
+
     def at(self, columns: TraceColumns, rows: npt.NDArray[np.intp]) -> _INDEX:
         """Return the predict during which, and on whose thread, each row began; -1 for none."""
         found = iteration_at(columns.start_ns[rows], self.start_ns, self.duration_ns)
@@ -142,8 +146,7 @@ class ModuleCalls:
         rows = rows[np.lexsort((-columns.duration_ns[rows], columns.start_ns[rows]))]
         predict = predicts.at(columns, rows)
         code = code_of[columns.name[rows]]
-        inside = iteration_at(columns.start_ns[rows], predicts.start_ns, predicts.duration_ns) >= 0
-        self._elsewhere.update(code[inside & (predict < 0)].tolist())
+        self._elsewhere.update(code[predicts.covers(columns, rows) & (predict < 0)].tolist())
         kept = predict >= 0
         rows, predict, code = rows[kept], predict[kept], code[kept]
         parent = nest(columns.start_ns[rows], columns.duration_ns[rows], columns.thread[rows])

@@ -37,6 +37,7 @@ DEVICE_WORK = frozenset({"kernel", "gpu_memcpy", "gpu_memset", "cuda_sync"})
 """Categories of what a device did; Kineto's names."""
 _DEVICE = DEVICE_WORK | {"gpu_user_annotation", "cuda_profiler_range"}
 _MEMORY = "[memory]"
+_USER_SCOPE = 7  # torch's RecordScope.USER_SCOPE
 _DTYPES = {"float": "float32", "double": "float64", "c10::Half": "float16", "c10::BFloat16": "bfloat16",
            "long int": "int64", "long": "int64", "int": "int32", "short": "int16", "signed char": "int8",
            "unsigned char": "uint8", "bool": "bool"}  # fmt: skip
@@ -134,7 +135,7 @@ def profiler_reason() -> str | None:
 
 
 class Profiler:
-    """One run of PyTorch's profiler, over all threads.
+    """One run of PyTorch's profiler, over all threads unless it records allocations.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ class Profiler:
     shapes
         Record the shapes of inputs.
     memory
-        Record allocations.
+        Record allocations, which PyTorch does for the thread alone that starts the profiler.
     counters
         Hardware counters to measure for each kernel, by CUPTI's names.
     """
@@ -162,7 +163,7 @@ class Profiler:
                 "PyTorch's profiler is running in this process already, and there can be only one: stop it before you "
                 "trace below layers"
             )
-        options: dict[str, Any] = {"profile_all_threads": True}
+        options: dict[str, Any] = {"profile_all_threads": not memory}
         if counters:
             options |= {"profiler_metrics": list(counters), "profiler_measure_per_kernel": True}
         if cuda:
@@ -205,7 +206,11 @@ def columns_of(results: Any, *, cuda: bool = False) -> TraceColumns:
 
     none = np.full(n, -1, dtype=np.int64)
     names, name = texts("name")
-    categories, category = texts("activity_type")
+    if cuda:
+        categories, category = texts("activity_type")
+    else:  # on the host ranges of users are told apart by their scope, which is cheaper to read than text
+        categories = ("cpu_op", "user_annotation")
+        category = (integers("scope") == _USER_SCOPE).astype(np.int32)
     backward = any(text.startswith("autograd::engine::") for text in names)
     host = TraceColumns(
         names=names, name=name, categories=categories, category=category, start_ns=integers("start_ns"),

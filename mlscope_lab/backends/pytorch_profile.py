@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ class ProfileTracer:
         self._marks: list[tuple[int, int]] = []
         self._kept: dict[int, tuple[int, int, bool]] = {}
         self._untimed = _Untimed()
+        self._threaded = False
+        self._home = -1
         self.discovered = False
 
     def discover(self, run: Callable[[], Any]) -> None:
@@ -99,7 +102,9 @@ class ProfileTracer:
         self._marks.clear()
         rows = np.flatnonzero(is_operator(columns))
         rows = rows[np.lexsort((-columns.duration_ns[rows], columns.start_ns[rows]))]
-        rows = rows[predicts.at(columns, rows) >= 0]
+        inside, here = predicts.covers(columns, rows), predicts.at(columns, rows) >= 0
+        self._threaded = bool((inside & ~here).any())
+        rows = rows[here]
         names = tuple(columns.names[code] for code in columns.name[rows].tolist())
         self._untimed = _Untimed(names=names, shapes=input_texts(results, rows), form=self._form())
         if self._graph:
@@ -110,9 +115,10 @@ class ProfileTracer:
     def attach(self) -> None:
         """Start the profiler."""
         self._layers.attach()
+        self._home = get_ident()
         try:
             self._profiler = Profiler(
-                cuda=self._records_device, memory=self._level == "kernel",
+                cuda=self._records_device, memory=self._records_memory,
                 counters=COUNTERS if self._level == "hardware" else (),
             )  # fmt: skip
             if self._primitives is not None:
@@ -134,6 +140,10 @@ class ProfileTracer:
         """Start an iteration; returns its time."""
         from torch._C._profiler import _RecordFunctionFast
 
+        if self._profiler is not None and self._records_memory and get_ident() != self._home:
+            raise SessionError(
+                "PyTorch records allocations for one thread alone: predict in the thread that began the trace"
+            )
         self._mark = _RecordFunctionFast(_MARK)
         earliest = time.perf_counter_ns()
         self._mark.__enter__()
@@ -173,10 +183,14 @@ class ProfileTracer:
             layer=self._sites.own_rows[sites], iteration_start_ns=predicts.start_ns[kept],
             iteration_duration_ns=predicts.duration_ns[kept], offset_ns=offset,
         )  # fmt: skip
-        events = event_tables(columns, frame, memory=allocations_of(results) if self._level == "kernel" else None)
+        events = event_tables(columns, frame, memory=allocations_of(results) if self._records_memory else None)
         threads = [f"{os.getpid()}/{thread}" for thread in predicts.thread[kept].tolist()]
         operators = self._with_shapes(events["operators"], threads)
         unavailable = dict(trace.unavailable)
+        if self._level == "kernel" and self._threaded:
+            unavailable["allocations"] = (
+                "PyTorch records allocations for one thread alone, and the model runs operators in several"
+            )
         if primitives is not None and self._primitives is not None:
             operators = add_primitives(operators, primitives, frame, threads)
             unavailable |= self._primitives.unavailable
@@ -185,6 +199,10 @@ class ProfileTracer:
     @property
     def _records_device(self) -> bool:
         return self._cuda and self._level in {"kernel", "hardware"}
+
+    @property
+    def _records_memory(self) -> bool:
+        return self._level == "kernel" and not self._threaded
 
     def _predicts(self, columns: TraceColumns) -> Predicts:
         rows = np.flatnonzero(columns.named(lambda name: name == _MARK))

@@ -119,9 +119,9 @@ def attrs_of_pass(data: xr.Dataset, pass_index: int) -> dict[str, Any]:
     return {**attrs, **by_pass.get(str(pass_index), {})}
 
 
-def _shift(values: npt.NDArray[Any], offset: int) -> npt.NDArray[Any]:
+def _shift(values: npt.NDArray[Any], offset: int | npt.NDArray[np.int32]) -> npt.NDArray[Any]:
     """Add an offset to the indices that are not -1."""
-    return values if not offset else np.where(values >= 0, values + np.int32(offset), values)
+    return values if not np.any(offset) else np.where(values >= 0, values + np.asarray(offset, np.int32), values)
 
 
 class _Group:
@@ -171,17 +171,23 @@ class _Group:
             parts.append(np.asarray(values, dtype=dtype))
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype), *parts])
 
-    def _offset(self, column: str, pass_index: int, offsets: Mapping[str, Sequence[int]], source: EventTable) -> int:
+    def _offset(
+        self, column: str, pass_index: int, offsets: Mapping[str, Sequence[int]], source: EventTable
+    ) -> int | npt.NDArray[np.int32]:
+        """Return what to add to a column's indices; for links one number an event, by what its kind links."""
         if column in {"source_index", "target_index"}:
-            if not pass_index:
+            codes = source.columns.get("kind_code")
+            if not pass_index or codes is None:
                 return 0
-            kinds = {schema.LINK_KINDS.get(kind) for kind in source.tables.get("kind", ())}
-            if len(kinds) != 1 or None in kinds:
-                raise SchemaError(f"Links of a pass must be of one kind of {', '.join(schema.LINK_KINDS)}")
-            pair = next(iter(kinds))
-            target = pair[0 if column == "source_index" else 1] if pair else ""
-        else:
-            target = self.name if column == "parent_index" else schema.INDEX_TARGETS[column]
+            kinds = source.tables.get("kind", ())
+            if unknown := [kind for kind in kinds if kind not in schema.LINK_KINDS]:
+                raise SchemaError(f"Unknown kind of link '{unknown[0]}'. Known: {', '.join(schema.LINK_KINDS)}")
+            side = 0 if column == "source_index" else 1
+            targets = [schema.LINK_KINDS[kind][side] for kind in kinds]
+            steps = [offsets[target][pass_index] if target in offsets else 0 for target in targets]
+            shifts: npt.NDArray[np.int32] = np.array([*steps, 0], dtype=np.int32)[codes]
+            return shifts
+        target = self.name if column == "parent_index" else schema.INDEX_TARGETS[column]
         return offsets[target][pass_index] if target in offsets else 0
 
     def dataset(self, offsets: Mapping[str, Sequence[int]], provenance: str) -> xr.Dataset:

@@ -140,7 +140,7 @@ OPTIONAL: Final[dict[str, tuple[str, ...]]] = {
               "occupancy", "size_bytes", "context"),
     ANNOTATIONS: (),
     LINKS: (),
-    COUNTERS: (),
+    COUNTERS: ("iteration", "runtime_index", "operator_index", "layer_index"),
     MEMORY: ("operator_index", "reserved_bytes", "address"),
     POWER: ("energy_joules", "sm_clock_hz", "memory_clock_hz", "temperature_celsius", "utilization",
             "throttle_reasons"),

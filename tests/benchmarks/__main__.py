@@ -36,6 +36,7 @@ def main() -> int:
     commands = {
         "bench_onnxruntime_overhead": ["--model", paths["onnxruntime"]],
         "bench_pytorch_overhead": [],
+        "bench_pytorch_operators": [],
         "bench_tensorflow_overhead": ["--model", paths["tensorflow"]],
         "bench_store": [],
         "bench_memory": [],

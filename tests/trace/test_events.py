@@ -156,6 +156,31 @@ def test_tables_that_cannot_be_are_refused():
         datasets_of([PassEvents(pass_index=0, anchor_ns=0, groups={"kernel": kernels(1, 0)})])
 
 
+def test_links_of_several_kinds_are_shifted_each_by_its_own():
+    links = EventTable(
+        columns={
+            "kind_code": np.array([0, 1, 0], dtype=np.int32),
+            "source_index": np.array([0, 0, -1], dtype=np.int32),
+            "target_index": np.array([0, 1, 0], dtype=np.int32),
+        },
+        tables={"kind": ("launch", "forward_backward")},
+    )
+    calls = EventTable(columns={"start_ns": np.zeros(1, dtype=np.int64), "duration_ns": np.zeros(1, dtype=np.int64)})
+    first = {"operators": operators(["a", "b", "c"], 0), "runtime": calls, "kernels": kernels(2, 0)}
+    second = {"operators": operators(["a", "b"], 0), "runtime": calls, "kernels": kernels(1, 0), "links": links}
+    found = datasets_of(
+        [
+            PassEvents(pass_index=0, anchor_ns=0, groups=first),
+            PassEvents(pass_index=1, anchor_ns=0, groups=second),
+        ]
+    )["links"]
+    assert found["source_index"].values.tolist() == [1, 3, -1]
+    assert found["target_index"].values.tolist() == [2, 4, 2]
+    wrong = {**second, "links": EventTable(columns=links.columns, tables={"kind": ("launch", "owes")})}
+    with pytest.raises(SchemaError, match="owes"):
+        datasets_of([PassEvents(pass_index=1, anchor_ns=0, groups=wrong)])
+
+
 def test_every_group_has_a_dim_of_its_own():
     for group, dim in schema.EVENT_DIMS.items():
         dims = set(schema.GROUPS[group].values())
