@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 from mlscope_lab._version import __version__
-from mlscope_lab.cli import catalogue, diagnosis, importing, lab, measuring, stored, trial
+from mlscope_lab.cli import analyzing, calibrating, catalogue, diagnosis, importing, lab, measuring, stored, trial
 
 __all__ = ["app", "run"]
 
@@ -51,10 +51,12 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("runs", stored.runs, "List stored runs, newest first."),
     ("open", stored.open_run, "Show a stored run."),
     ("import", importing.import_trace, "Store another tool's trace as a run."),
+    ("analyze", analyzing.analyze, "Analyse stored runs across the stack."),
     ("report", stored.report, "Write a stored run as an HTML page."),
     ("export", stored.export, "Write a stored run for another tool."),
     ("delete", stored.delete, "Delete a stored run."),
     ("schema", catalogue.schema, "Print a schema."),
+    ("calibrate", calibrating.calibrate, "Measure what this machine can do at most."),
     ("doctor", diagnosis.doctor, "Tell what works here, and why not more."),
 )
 for _name, _function, _short in _COMMANDS:

@@ -138,9 +138,11 @@ def profile(
 
     --json: {"run_id", "status", "model", "backend", "level", "summary": {"stages": {STAGE: {"median_ns", "low_ns",
     "high_ns", "minimum_ns", "mean_ns"}}, "percentiles_ns": {LEVEL: ns or null} or null, "throughput", "drift",
-    "drifting", "iterations", "processes", "confidence", "unit_of_replication"}, "layers": null or {"count", "pass_ns",
-    "covered_ns", "unattributed_ns", "overlap_ns", "overhead", "slowest": [{"layer", "type", "exclusive_ns", "low_ns",
-    "high_ns", "duration_ns", "share", "calls"}]}}. Exit status 3: the run failed and is recorded as such.
+    "drifting", "iterations", "processes", "confidence", "unit_of_replication"}, "levels": null or [{"level", "passes",
+    "iterations", "predict_ns", "low_ns", "high_ns", "overhead", "overhead_low", "overhead_high", "outputs_equal",
+    "dropped_events"}], "layers": null or {"count", "pass_ns", "covered_ns", "unattributed_ns", "overlap_ns",
+    "overhead", "slowest": [{"layer", "type", "exclusive_ns", "low_ns", "high_ns", "duration_ns", "share", "calls"}]}}.
+    Exit status 3: the run failed and is recorded as such.
     """
     from mlscope_lab.cli.runview import print_run, run_json
     from mlscope_lab.config import load_settings

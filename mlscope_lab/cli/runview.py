@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from rich.console import Console
 
-__all__ = ["layers_json", "print_run", "run_json", "summary_json"]
+__all__ = ["layers_json", "levels_json", "print_layers", "print_run", "run_json", "summary_json"]
 
 SLOWEST = 5
 
@@ -57,13 +57,14 @@ def layers_json(run: xr.DataTree, n: int = SLOWEST) -> dict[str, Any] | None:
     """Return the slowest layers of a run, times in ns; None for a run without layers.
 
     Keys: ``count``; ``pass_ns``, ``covered_ns``, ``unattributed_ns``, ``overlap_ns`` (see
-    `mlscope_lab.analysis.layers.layer_times`); ``overhead``, ratio of the traced to the untraced predict time with
-    ``low`` and ``high``, for several processes the median ratio and the widest bounds; ``slowest``, a list with layer,
+    `mlscope_lab.analysis.layers.layer_times`); ``overhead``, ratio of the layer pass's to the untraced predict time
+    with ``low`` and ``high`` (`mlscope_lab.analysis.levels.levels`); ``slowest``, a list with layer,
     type, exclusive_ns, low_ns, high_ns, duration_ns, share and calls.
     """
     import numpy as np
 
     from mlscope_lab.analysis.layers import layer_times
+    from mlscope_lab.analysis.levels import levels
     from mlscope_lab.trace import schema
 
     if schema.LAYERS not in run.children:
@@ -72,14 +73,16 @@ def layers_json(run: xr.DataTree, n: int = SLOWEST) -> dict[str, Any] | None:
     order = np.argsort(-np.nan_to_num(table["exclusive_ns"].values), kind="stable")[:n]
     columns = {name: name for name in ("type", "exclusive_ns", "duration_ns", "share", "calls")}
     columns |= {"low_ns": "exclusive_low_ns", "high_ns": "exclusive_high_ns"}
-    passes = run[schema.PASSES].to_dataset()
-    traced = passes["level"].values != "model"
-    ratio, low, high = (passes[f"overhead_{name}"].values[traced] for name in ("ratio", "low", "high"))
+    passes = levels(run)
+    traced = passes.isel(level=slice(1, 2)) if "model" in passes["level"].values else passes.isel(level=slice(0))
+    overhead = {"ratio": "overhead", "low": "overhead_low", "high": "overhead_high"}
     found: dict[str, Any] = jsonable(
         {
             "count": table.sizes["layer"],
             **{name: float(table[name]) for name in ("pass_ns", "covered_ns", "unattributed_ns", "overlap_ns")},
-            "overhead": {"ratio": np.median(ratio), "low": low.min(), "high": high.max()} if traced.any() else None,
+            "overhead": {key: traced[name].values[0] for key, name in overhead.items()}
+            if traced.sizes["level"]
+            else None,
             "slowest": [
                 {"layer": table["layer"].values[i], **{key: table[name].values[i] for key, name in columns.items()}}
                 for i in order
@@ -89,16 +92,38 @@ def layers_json(run: xr.DataTree, n: int = SLOWEST) -> dict[str, Any] | None:
     return found
 
 
+def levels_json(run: xr.DataTree) -> list[dict[str, Any]] | None:
+    """Return what each level of a run cost, times in ns; None for a run without passes.
+
+    A list, shallowest first, of ``level``, ``passes`` (one a process), ``iterations``, ``predict_ns`` with ``low_ns``
+    and ``high_ns``, ``overhead`` over the level above with ``overhead_low`` and ``overhead_high`` (null for the first),
+    ``outputs_equal`` (1 equal to the untraced pass's, 0 not, -1 unknown) and ``dropped_events``; see
+    `mlscope_lab.analysis.levels.levels`.
+    """
+    from mlscope_lab.analysis.levels import levels
+    from mlscope_lab.trace import schema
+
+    if schema.PASSES not in run.children:
+        return None
+    table = levels(run)
+    rows: list[dict[str, Any]] = jsonable([
+        {"level": level, **{str(name): values.values[i] for name, values in table.data_vars.items()}}
+        for i, level in enumerate(table["level"].values)
+    ])  # fmt: skip
+    return rows
+
+
 def run_json(run: xr.DataTree, *, full: bool = False, slowest: int = SLOWEST) -> dict[str, Any]:
     """Return a run as ``mlscope profile --json`` (and, with `full`, ``mlscope open --json``) prints it.
 
-    Keys: run_id, status, model, backend, level, summary (`summary_json`), layers (`layers_json`). With `full` also
-    created_at, model_version, backend_version, device, precision, batch_size, threads, isolation, execution_mode,
-    environment, warnings, unavailable and failure (null, or kind, message and log).
+    Keys: run_id, status, model, backend, level, summary (`summary_json`), levels (`levels_json`), layers
+    (`layers_json`). With `full` also created_at, model_version, backend_version, device, precision, batch_size,
+    threads, isolation, execution_mode, environment, warnings, unavailable and failure (null, or kind, message and
+    log).
     """
     attrs = run.attrs
     found = {name: attrs.get(name) for name in ("run_id", "status", "model", "backend", "level")}
-    found |= {"summary": summary_json(run), "layers": layers_json(run, slowest)}
+    found |= {"summary": summary_json(run), "levels": levels_json(run), "layers": layers_json(run, slowest)}
     if full:
         names = ("created_at", "model_version", "backend_version", "device", "precision", "batch_size", "threads",
                  "isolation", "execution_mode", "environment", "warnings", "unavailable", "failure")  # fmt: skip
@@ -146,9 +171,33 @@ def print_layers(out: Console, layers: dict[str, Any], title: str) -> None:
     overhead = layers["overhead"]
     traced = None
     if overhead is not None and overhead["ratio"] is not None:
-        bounds = "" if overhead["low"] is None else f" [{overhead['low']:.2f}, {overhead['high']:.2f}]"
-        traced = f"{overhead['ratio']:.2f}{bounds} times the untraced predict"
+        traced = f"{_ratio(overhead['ratio'], overhead['low'], overhead['high'])} of the untraced predict"
     print_pairs(out, [("in no layer", rest), ("traced pass", traced)])
+
+
+_EQUAL = {1: "equal", 0: "NOT equal", -1: "-"}
+
+
+def _print_levels(out: Console, levels: list[dict[str, Any]]) -> None:
+    """Print the passes by level: what each says the model takes, and what it cost over the one above."""
+    columns = [
+        Column(title="level", keep=9), Column(title="iterations", right=True, keep=4),
+        Column(title="median predict [interval]", keep=8), Column(title="over the level above [interval]", keep=7),
+        Column(title="outputs", keep=6), Column(title="lost events", right=True, keep=3),
+    ]  # fmt: skip
+    rows = [
+        (v["level"], v["iterations"], interval(v["predict_ns"], v["low_ns"], v["high_ns"]),
+         _ratio(v["overhead"], v["overhead_low"], v["overhead_high"]), _EQUAL.get(v["outputs_equal"], "-"),
+         v["dropped_events"] or "-")
+        for v in levels
+    ]  # fmt: skip
+    print_table(out, columns, rows, title="Passes by level")
+
+
+def _ratio(centre: float | None, low: float | None, high: float | None) -> str:
+    if centre is None:
+        return "-"
+    return f"{centre:.2f}x" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def print_run(out: Console, run: xr.DataTree, *, slowest: int = SLOWEST) -> None:
@@ -167,9 +216,11 @@ def print_run(out: Console, run: xr.DataTree, *, slowest: int = SLOWEST) -> None
             ("status", attrs["status"]),
         ],
     )
-    summary, layers = summary_json(run), layers_json(run, slowest)
+    summary, levels, layers = summary_json(run), levels_json(run), layers_json(run, slowest)
     if summary is not None:
         _print_latency(out, summary)
+    if levels is not None and any(v["level"] != "model" for v in levels):
+        _print_levels(out, levels)
     if layers is not None:
         print_layers(out, layers, f"Slowest of {layers['count']} layers")
     failure = attrs.get("failure")

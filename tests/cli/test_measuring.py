@@ -17,7 +17,7 @@ SUMMARY_KEYS = {"stages", "percentiles_ns", "throughput", "drift", "drifting", "
                 "unit_of_replication"}  # fmt: skip
 LAYERS_KEYS = {"count", "pass_ns", "covered_ns", "unattributed_ns", "overlap_ns", "overhead", "slowest"}
 LAYER_KEYS = {"layer", "type", "exclusive_ns", "low_ns", "high_ns", "duration_ns", "share", "calls"}
-PROFILE_KEYS = {"run_id", "status", "model", "backend", "level", "summary", "layers"}
+PROFILE_KEYS = {"run_id", "status", "model", "backend", "level", "summary", "levels", "layers"}
 
 
 def test_predict_as_json(workspace: Workspace) -> None:

@@ -12,9 +12,9 @@ Measured = tuple[Workspace, dict[str, Any]]
 
 RUN_KEYS = {"run_id", "created_at", "model", "backend", "backend_version", "status", "level", "device", "precision",
             "batch_size", "threads", "isolation", "predict_median_ns"}  # fmt: skip
-OPEN_KEYS = {"run_id", "status", "model", "backend", "level", "summary", "layers", "created_at", "model_version",
-             "backend_version", "device", "precision", "batch_size", "threads", "isolation", "execution_mode",
-             "environment", "warnings", "unavailable", "failure"}  # fmt: skip
+OPEN_KEYS = {"run_id", "status", "model", "backend", "level", "summary", "levels", "layers", "created_at",
+             "model_version", "backend_version", "device", "precision", "batch_size", "threads", "isolation",
+             "execution_mode", "environment", "warnings", "unavailable", "failure"}  # fmt: skip
 
 
 def test_runs_are_listed_and_filtered(measured: Measured) -> None:
@@ -41,7 +41,8 @@ def test_open_shows_what_profile_said(measured: Measured) -> None:
     assert f"Run {said['run_id']}" in shown.stdout
     assert "median [95% interval]" in shown.stdout
     assert said["layers"]["slowest"][0]["layer"] in shown.stdout
-    assert "times the untraced predict" in shown.stdout
+    assert "of the untraced predict" in shown.stdout
+    assert "over the level above [interval]" in shown.stdout
 
 
 def test_an_unknown_run(measured: Measured) -> None:
