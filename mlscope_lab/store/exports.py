@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlscope_lab.errors import StoreError
+from mlscope_lab.trace import schema
 from mlscope_lab.trace.build import texts_as_objects
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["from_netcdf", "to_netcdf", "to_parquet"]
 
 _MARK = "mlscope_json_attrs"
+_ROWS = 1 << 20
+"""Events at a time, and rows of a Parquet row group."""
 
 
 def _encoded(attrs: dict[Any, Any]) -> dict[str, Any]:
@@ -68,6 +72,15 @@ def _empty_texts(data: xr.Dataset) -> xr.Dataset:
     return data.assign({name: data[name].astype("U1") for name in names})
 
 
+def _compressed(data: xr.DataTree | xr.Dataset) -> dict[Any, dict[str, Any]]:
+    """Return how long columns of numbers are packed: events by the million take a third of the room so."""
+    return {
+        name: {"zlib": True, "complevel": 1, "shuffle": True}
+        for name, variable in data.variables.items()
+        if variable.dtype.kind in "iuf" and variable.size > 1 << 16
+    }
+
+
 def to_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a run as one NetCDF 4 file.
 
@@ -84,8 +97,9 @@ def to_netcdf(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
     try:
-        encoded = _with_attrs(tree.load(), _encoded).map_over_datasets(_empty_texts)
-        encoded.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
+        encoded = _with_attrs(tree, _encoded).map_over_datasets(_empty_texts)
+        encoding = {node.path: _compressed(node.dataset) for node in encoded.subtree}
+        encoded.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4", encoding=encoding)
         os.replace(temporary, target)
     except (OSError, TypeError, ValueError) as error:
         raise StoreError(f"{target} cannot be written as NetCDF: {error}") from error
@@ -125,32 +139,80 @@ def to_parquet(tree: xr.DataTree, folder: str | os.PathLike[str]) -> list[Path]:
     Parameters
     ----------
     tree
-        A run.
+        A run, opened lazily or not; events are read and written some at a time.
     folder
-        Folder to write ``passes.parquet``, ``latency.parquet``, ... into; made where it is missing.
+        Folder to write ``passes.parquet``, ``latency.parquet``, ... into; made where it is missing. Files of these
+        names are replaced once all are whole.
 
     Returns
     -------
     list of Path
         The files. Each carries the run's attributes and its variables' as JSON in the schema metadata, under
-        ``mlscope``.
+        ``mlscope``. In a group of events coded text (``name_code``) is a dictionary column (``name``), which pandas
+        reads as a category; where it is not known it is null. Other groups have a row for each point of their dims.
     """
+    import pyarrow as pa
+
+    target = Path(folder)
+    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    try:
+        temporary.mkdir(parents=True)
+        names = [name for name, node in tree.children.items() if node.dataset.variables]
+        for name in names:
+            write = _write_events if name in schema.EVENT_DIMS else _write_points
+            write(tree, name, temporary / f"{name}.parquet")
+        target.mkdir(exist_ok=True)
+        for name in names:
+            os.replace(temporary / f"{name}.parquet", target / f"{name}.parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{target} cannot be written as Parquet: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [target / f"{name}.parquet" for name in names]
+
+
+def _described(tree: xr.DataTree, group: str) -> dict[bytes, bytes]:
+    variables = {str(key): dict(variable.attrs) for key, variable in tree[group].dataset.variables.items()}
+    note = {"run": dict(tree.attrs), "group": group, "variables": variables}
+    return {b"mlscope": json.dumps(note, default=str).encode()}
+
+
+def _write_points(tree: xr.DataTree, group: str, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    target = Path(folder)
-    written = []
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, node in tree.children.items():
-            if not node.dataset.variables:
-                continue
-            table = pa.Table.from_pandas(node.to_dataset().to_dataframe().reset_index(), preserve_index=False)
-            described = {str(key): dict(variable.attrs) for key, variable in node.dataset.variables.items()}
-            note = json.dumps({"run": dict(tree.attrs), "group": name, "variables": described}, default=str)
-            table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"mlscope": note.encode()})
-            parquet.write_table(table, target / f"{name}.parquet", compression="zstd")
-            written.append(target / f"{name}.parquet")
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{target} cannot be written as Parquet: {error}") from error
-    return written
+    frame = tree[group].to_dataset().to_dataframe().reset_index()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **_described(tree, group)})
+    parquet.write_table(table, path, compression="zstd")
+
+
+def _write_events(tree: xr.DataTree, group: str, path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    data, dim = tree[group].dataset, schema.EVENT_DIMS[group]
+    columns = [str(name) for name, variable in data.variables.items() if variable.dims == (dim,)]
+    tables = {name: pa.array(list(data[f"{name[:-5]}_table"].values), pa.string()) for name in columns if _coded(name)}
+    fields = [
+        pa.field(name.removesuffix("_code"), pa.dictionary(pa.int32(), pa.string()))
+        if name in tables
+        else pa.field(name, pa.from_numpy_dtype(data[name].dtype))
+        for name in columns
+    ]
+    described = pa.schema(fields, metadata=_described(tree, group))
+    with parquet.ParquetWriter(path, described, compression="zstd") as writer:
+        for first in range(0, max(data.sizes[dim], 1), _ROWS):
+            arrays = []
+            for name in columns:
+                values = data.variables[name][first : first + _ROWS].values
+                if name in tables:
+                    codes = pa.array(values, pa.int32(), mask=values < 0)
+                    arrays.append(pa.DictionaryArray.from_arrays(codes, tables[name]))
+                else:
+                    arrays.append(pa.array(values))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=described), row_group_size=_ROWS)
+
+
+def _coded(name: str) -> bool:
+    return name.endswith("_code")
