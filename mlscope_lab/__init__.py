@@ -12,6 +12,7 @@ A tour::
     run.mlscope.slowest()                              # the layers that cost most
     ml.analyze(run, "latency_by_type")                 # one of A1 to A15 across the stack, or a companion
     ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
+    ml.cost("efficientnet-lite0")                      # FLOPs, weights, bytes, peak memory, without running it
     ml.runs()                                          # everything measured so far
     ml.open_run("latest")                              # an xarray.DataTree, lazily
     ml.profile(torch_module, example_array)            # live objects, no manifest
@@ -29,8 +30,10 @@ from typing import TYPE_CHECKING, Any
 from mlscope_lab._version import __version__
 
 if TYPE_CHECKING:
+    from mlscope_lab.calibration.stored import calibrate
     from mlscope_lab.catalog import Catalog, load_catalog
     from mlscope_lab.config import Settings, load_settings
+    from mlscope_lab.costing import cost
     from mlscope_lab.errors import MlscopeError, RunError
     from mlscope_lab.handle import Model, load
     from mlscope_lab.public import analyze, delete_run, export_run, import_trace, models, open_run, runs
@@ -44,7 +47,9 @@ _LAZY = {
     "RunError": "mlscope_lab.errors",
     "Settings": "mlscope_lab.config",
     "analyze": "mlscope_lab.public",
+    "calibrate": "mlscope_lab.calibration.stored",
     "compare_latency": "mlscope_lab.runner",
+    "cost": "mlscope_lab.costing",
     "delete_run": "mlscope_lab.public",
     "export_run": "mlscope_lab.public",
     "import_trace": "mlscope_lab.public",
@@ -66,7 +71,9 @@ __all__ = [
     "Settings",
     "__version__",
     "analyze",
+    "calibrate",
     "compare_latency",
+    "cost",
     "delete_run",
     "export_run",
     "import_trace",

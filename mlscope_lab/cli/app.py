@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 from mlscope_lab._version import __version__
-from mlscope_lab.cli import analyzing, calibrating, catalogue, diagnosis, importing, lab, measuring, stored, trial
+from mlscope_lab.cli import analyzing, calibrating, catalogue, costing, diagnosis, importing, lab, measuring, stored, trial
 
 __all__ = ["app", "run"]
 
@@ -47,6 +47,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("show", catalogue.show, "Show one model."),
     ("predict", measuring.predict, "Run a model on files."),
     ("profile", measuring.profile, "Measure a model and store the run."),
+    ("cost", costing.cost, "Count a model's operations and bytes without running it."),
     ("compare-latency", measuring.compare_latency, "Tell which of two backends is faster."),
     ("runs", stored.runs, "List stored runs, newest first."),
     ("open", stored.open_run, "Show a stored run."),

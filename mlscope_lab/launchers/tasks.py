@@ -1,4 +1,4 @@
-"""What a worker can do: measure, predict, convert, tell capabilities. The inline launcher calls the same functions.
+"""What a worker can do: measure, predict, convert, calibrate, tell capabilities. The inline launcher calls them, too.
 
 A task is JSON-able; arrays travel beside it. Each function emits messages and returns nothing.
 """
@@ -230,11 +230,19 @@ def _capabilities(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
     emit({"type": "capabilities", **dataclasses.asdict(load_backend(task["backend"]).capabilities())})
 
 
+def _calibrate(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
+    """Measure what this machine can do at most."""
+    from mlscope_lab.calibration.measuring import measure_peaks
+
+    emit({"type": "peaks", "kernels": measure_peaks(task, lambda text: emit({"type": "note", "text": text}))})
+
+
 _TASKS: dict[str, Callable[[Mapping[str, Any], Arrays, Emit], None]] = {
     "measure": _measure,
     "predict": _predict,
     "convert": _convert,
     "capabilities": _capabilities,
+    "calibrate": _calibrate,
 }
 
 
