@@ -73,6 +73,28 @@ class Texts(dict[Any, int]):
         return code
 
 
+class _Threads(dict[Any, "_OfProcess"]):
+    """Codes of threads by process and thread: two look-ups cost half of what making a pair for each event does."""
+
+    def __init__(self, tracks: Texts) -> None:
+        super().__init__()
+        self._tracks = tracks
+
+    def __missing__(self, process: Any) -> _OfProcess:
+        found = self[process] = _OfProcess(process, self._tracks)
+        return found
+
+
+class _OfProcess(dict[Any, int]):
+    def __init__(self, process: Any, tracks: Texts) -> None:
+        super().__init__()
+        self._process, self._tracks = process, tracks
+
+    def __missing__(self, thread: Any) -> int:
+        code = self[thread] = self._tracks[self._process, thread]
+        return code
+
+
 class Table:
     """Columns that grow block by block."""
 
@@ -130,6 +152,7 @@ class Collector:
         self.names, self.categories = Texts("names"), Texts("categories")
         self.tracks, self.shapes = Texts("threads"), Texts("shapes")
         self.identities = Texts("identifiers")
+        self._threads = _Threads(self.tracks)
         self.cells: dict[str, dict[str, tuple[array[int], array[float]]]] = {"counters": {}, "series": {}}
         self.metadata: list[tuple[str, Any, Any, dict[str, Any]]] = []
         self.events = 0
@@ -137,8 +160,8 @@ class Collector:
         self.left_out: dict[str, int] = {}
         self.uncommon_times = 0
 
-    def take_text(self, text: bytes) -> bool:
-        """Take the events of a piece of text; False, with nothing taken, if it does not parse."""
+    def take_text(self, text: memoryview) -> bool:
+        """Take the events in the text of a list; False, with nothing taken, if it does not parse."""
         events = typed_events(text)
         if events is None:
             return False
@@ -175,8 +198,10 @@ class Collector:
         sorted_: dict[str, list[Event]] = {}
         given: dict[str, list[dict[str, Any]]] = {}
         complete: dict[str, Callable[[Event], None]] = {}
+        flows: list[Event] = []
         for row, event in enumerate(events):
-            if event.ph == "X":
+            phase = event.ph
+            if phase == "X":
                 try:
                     complete[event.cat](event)
                 except KeyError:
@@ -186,13 +211,17 @@ class Collector:
                         given.setdefault(kind, []).append(plain_arguments(text_of(row)))
                     else:
                         complete[event.cat] = sorted_[kind].append
-            elif event.ph == "M":
+            elif phase in _FLOWS:
+                flows.append(event)
+            elif phase == "M":
                 if len(self.metadata) < _MAX_METADATA:
                     self.metadata.append((event.name, event.pid, event.tid, plain_arguments(text_of(row))))
             elif kind := self._kind(event):
                 sorted_.setdefault(kind, []).append(event)
                 if kind in _WITH_VALUES:
                     given.setdefault(kind, []).append(plain_arguments(text_of(row)))
+        if flows:
+            sorted_["flows"] = flows
         for kind, found in sorted_.items():
             self._add(kind, found, given.get(kind, []))
 
@@ -211,9 +240,9 @@ class Collector:
 
     def _add(self, kind: str, events: list[Event], given: list[dict[str, Any]]) -> None:
         """Append events of one kind to their table, with all arguments where they are values."""
-        names, tracks = self.names, self.tracks
+        names, categories, threads = self.names, self.categories, self._threads
         columns: dict[str, npt.NDArray[Any]] = {
-            "track": np.array([tracks[e.pid, e.tid] for e in events], dtype=np.int32)
+            "track": np.array([threads[e.pid][e.tid] for e in events], dtype=np.int32)
         }
         times, keep = self._times([e.ts for e in events], "have no readable time")
         columns["start_ns"] = times
@@ -228,10 +257,10 @@ class Collector:
         if kind == "flows":
             columns["phase"] = np.array([_FLOWS[e.ph] for e in events], dtype=np.int8)
             columns["identity"] = self._identities([e.id for e in events])
-            columns["category_code"] = self._codes([e.cat or e.name for e in events])
+            columns["category_code"] = np.array([categories[e.cat or e.name] for e in events], dtype=np.int32)
         else:
             columns["name_code"] = np.array([names[e.name] for e in events], dtype=np.int32)
-            columns["category_code"] = self._codes([e.cat for e in events])
+            columns["category_code"] = np.array([categories[e.cat] for e in events], dtype=np.int32)
         if kind == "begins":
             columns["opens"] = np.array([e.ph == "B" for e in events], dtype=np.bool_)
         elif kind in {"operators", "runtime", "kernels"}:
@@ -298,10 +327,6 @@ class Collector:
         self.drop(reason, int(bad.sum()))
         return values, ~bad
 
-    def _codes(self, categories: list[str]) -> npt.NDArray[np.int32]:
-        table = self.categories
-        return np.array([table[c] for c in categories], dtype=np.int32)
-
     def _identities(self, given: list[Any]) -> npt.NDArray[np.int64]:
         """Return identifiers as numbers: numbers as they are, texts numbered from -2 downwards."""
         try:
@@ -312,7 +337,7 @@ class Collector:
 
 
 _FLOWS = {"s": 0, "t": 1, "f": 2}
-_PHASES = {"s": "flows", "t": "flows", "f": "flows", "B": "begins", "E": "begins", "C": "series", "i": "instants",
+_PHASES = {"B": "begins", "E": "begins", "C": "series", "i": "instants",
            "I": "instants", "R": "instants"}  # fmt: skip
 _MEMORY = {"bytes": "Bytes", "allocated_bytes": "Total Allocated", "reserved_bytes": "Total Reserved",
            "address": "Addr", "device_type": "Device Type", "device": "Device Id"}  # fmt: skip

@@ -58,17 +58,17 @@ _ARGUMENTS = {field.encode_name: field.name for field in msgspec.structs.fields(
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
 
 
-def typed_events(text: bytes) -> list[Event] | None:
-    """Return the events in a piece of text, separated by commas; None if that is not what it holds."""
+def typed_events(text: memoryview) -> list[Event] | None:
+    """Return the events in the text of a list; None if that is not what it holds."""
     try:
-        return _EVENTS.decode(b"[" + text + b"]")
+        return _EVENTS.decode(text)
     except _UNREADABLE:
         return None
 
 
-def event_texts(text: bytes) -> list[msgspec.Raw]:
-    """Return the text of each event in a piece of text that `typed_events` takes."""
-    return _TEXTS.decode(b"[" + text + b"]")
+def event_texts(text: memoryview) -> list[msgspec.Raw]:
+    """Return the text of each event in the text of a list that `typed_events` takes."""
+    return _TEXTS.decode(text)
 
 
 def lenient_event(text: bytes) -> Event | None:

@@ -87,7 +87,8 @@ def flow_links(
     """
     flows = {name: table.take(name) for name in ("track", "start_ns", "phase", "identity", "category_code")}
     source, target = _neighbours(flows)
-    single = len(flows["phase"]) - len(np.unique(np.concatenate([source, target])))
+    alone = np.ones(len(flows["phase"]), dtype=np.bool_)
+    alone[source] = alone[target] = False
     kinds = tuple(schema.LINK_KINDS)
     kind_of = np.array([kinds.index(_KINDS.get(c, "flow")) for c in categories] or [0], dtype=np.int32)
     kind = kind_of[flows["category_code"][source].astype(np.int64)]
@@ -101,7 +102,7 @@ def flow_links(
         for end, rows, group in zip(("source_index", "target_index"), (source, target), schema.LINK_KINDS[name],
                                     strict=True):  # fmt: skip
             found[end][mine] = _bound(flows, rows[mine], groups[group], by_correlation=name == "launch")
-    return found, kinds, single
+    return found, kinds, int(alone.sum())
 
 
 def _neighbours(flows: _Columns) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -130,13 +131,16 @@ def _bound(
     flows: _Columns, rows: npt.NDArray[np.intp], group: _Columns, *, by_correlation: bool
 ) -> npt.NDArray[np.int32]:
     """Return the events that flow events are bound to: what runs then and there."""
-    found = enclosing(
-        flows["start_ns"][rows], flows["track"][rows], group["start_ns"], group["duration_ns"], group["track"]
-    )
-    if not by_correlation or "correlation" not in group:
-        return found
-    # Kineto's flows carry the correlation, which tells apart what a coarse clock puts at one time
-    identity = flows["identity"][rows]
-    correlation = np.append(group["correlation"], -1)
-    told = launches(identity, group["correlation"])
-    return np.where((correlation[found] != identity) & (told >= 0), told, found).astype(np.int32)
+    when, track = flows["start_ns"][rows], flows["track"][rows]
+    found = np.full(len(rows), -1, dtype=np.int32)
+    told = found
+    if by_correlation and "correlation" in group and len(rows):
+        # Kineto's flows carry the correlation: no search is needed, unless several events have one
+        told = launches(flows["identity"][rows], group["correlation"])
+        start = group["start_ns"][told]
+        there = (told >= 0) & (group["track"][told] == track)
+        found[there] = np.where((start <= when) & (when <= start + group["duration_ns"][told]), told, -1)[there]
+    rest = found < 0
+    if rest.any():
+        found[rest] = enclosing(when[rest], track[rest], group["start_ns"], group["duration_ns"], group["track"])
+    return np.where(found < 0, told, found).astype(np.int32)

@@ -104,8 +104,8 @@ class _Assembly:
         kernels["runtime_index"] = call = launches(correlation, calls)
         for name in ("operator_index", "iteration"):
             kernels[name] = np.append(runtime[name], np.int32(-1))[call]
-        told = calls[calls >= 0]
-        if doubled := len(told) - len(np.unique(told)):
+        told = np.sort(calls[calls >= 0])
+        if doubled := int((told[1:] == told[:-1]).sum()):
             self.warnings.append(f"{doubled} calls share their correlation with an earlier one, which counts")
         if lost := int((call < 0).sum()):
             self.warnings.append(

@@ -65,7 +65,8 @@ def counter_names(names: Iterable[str]) -> dict[str, str]:
     taken = {*schema.GROUPS[schema.COUNTERS], *schema.OPTIONAL[schema.COUNTERS], "zarr.json"}
     for name in names:
         clean = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name)[:_MAX_NAME].strip(". ") or "counter"
-        if clean in taken or clean.endswith(("_code", "_index", "_table")):
+        # a name that ends in a unit promises it, and the trace does not tell
+        if clean in taken or schema.units_of(clean) or clean.endswith(("_code", "_index", "_table")):
             clean += " counter"
         place, plain = 2, clean
         while clean in taken:

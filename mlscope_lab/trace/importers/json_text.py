@@ -20,7 +20,7 @@ from mlscope_lab.trace.importers.base import Progress
 
 __all__ = ["BLOCK_BYTES", "MAX_EVENT_BYTES", "Nesting", "Pieces", "TraceText"]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 2 << 20
 MAX_EVENT_BYTES = 32 << 20
 _MAX_VALUE_BYTES = 1 << 20
 _SPACE = b" \t\r\n"
@@ -142,7 +142,7 @@ class Nesting:
         self._quoted = False
         self._escaped = False
 
-    def end(self, text: bytes, start: int) -> int:
+    def end(self, text: bytes | bytearray, start: int) -> int:
         """Return the position after the list, object or string that begins at `start`; -1 if it goes on.
 
         Call it again with the text that follows, from its beginning.
@@ -200,21 +200,21 @@ class TraceText:
     def __init__(self, pieces: Iterator[bytes], where: str) -> None:
         self._pieces = pieces
         self._where = where
-        self._text = b""
+        self._text = bytearray()
         self._at = 0
         self._done = False
         self.beside: dict[str, bytes] = {}
         self.skipped: list[str] = []
         self.cut_short = False
 
-    def blocks(self, accept: Callable[[bytes], bool], accept_each: Callable[[list[bytes]], None]) -> None:
+    def blocks(self, accept: Callable[[memoryview], bool], accept_each: Callable[[list[bytes]], None]) -> None:
         """Hand over all events.
 
         Parameters
         ----------
         accept
-            Called with the text of events, separated by commas; returns whether it parsed, which proves the cuts. If
-            not, it must not have kept anything of it.
+            Called with the text of a list of events; returns whether it parsed, which proves the cuts. If not, it must
+            not have kept anything of it. The text changes afterwards.
         accept_each
             Called with the texts of some elements of the list, cut out by their brackets.
         """
@@ -261,7 +261,7 @@ class TraceText:
         if not piece:
             self._done = True
             return False
-        self._text = self._text[keep:] + piece
+        self._text = bytearray().join((memoryview(self._text)[keep:], piece))
         self._at -= keep
         return True
 
@@ -269,10 +269,9 @@ class TraceText:
         """Skip space and return the character there, b"" at the end of the file."""
         while True:
             text = self._text
-            while self._at < len(text) and text[self._at] in _SPACE:
-                self._at += 1
+            self._skip(_SPACE)
             if self._at < len(text):
-                return text[self._at : self._at + 1]
+                return bytes(text[self._at : self._at + 1])
             if not self._more(self._at):
                 return b""
 
@@ -297,7 +296,7 @@ class TraceText:
                 if len(self._text) - self._at > _MAX_VALUE_BYTES:
                     raise self._broken("a value is longer than a megabyte")
             stop = end.start() if end else len(self._text)
-            raw, self._at = self._text[self._at : stop], stop
+            raw, self._at = bytes(self._text[self._at : stop]), stop
             if not raw:
                 raise self._broken("a value was expected")
             return raw
@@ -306,7 +305,7 @@ class TraceText:
         size = 0
         while True:
             end_at = nesting.end(self._text, self._at)
-            piece = self._text[self._at : end_at if end_at >= 0 else len(self._text)]
+            piece = bytes(self._text[self._at : end_at if end_at >= 0 else len(self._text)])
             size += len(piece)
             kept = None if kept is None or size > _MAX_VALUE_BYTES else [*kept, piece]
             if end_at >= 0:
@@ -324,16 +323,14 @@ class TraceText:
             self.beside[key] = raw
 
     def _events(
-        self, accept: Callable[[bytes], bool], accept_each: Callable[[list[bytes]], None], *, closed: bool
+        self, accept: Callable[[memoryview], bool], accept_each: Callable[[list[bytes]], None], *, closed: bool
     ) -> None:
         """Hand over the events of the list whose bracket is behind us, and pass its end."""
         want = BLOCK_BYTES
         while True:
-            while len(self._text) - self._at < want and self._more(self._at):
+            while len(self._text) - self._at < want and self._more(self._at - 1):
                 pass
-            cut = _last_gap(self._text, self._at)
-            if cut > self._at and accept(self._text[self._at : cut]):
-                self._at = self._text.index(b",", cut) + 1
+            if self._whole_block(accept):
                 want = BLOCK_BYTES
                 continue
             begin = self._at
@@ -353,12 +350,31 @@ class TraceText:
         self.cut_short = self._next() not in {b"", b"]"}
         self._at = len(self._text)
 
+    def _whole_block(self, accept: Callable[[memoryview], bool]) -> bool:
+        """Hand over all events but the last in the text at hand, if they parse."""
+        text = self._text
+        self._skip(b" \t\r\n,")
+        comma = _last_gap(text, self._at)
+        if comma < 0:
+            return False
+        # what stands before is done with, so its last byte and the comma may become the brackets of a list
+        text[self._at - 1], text[comma] = b"[]"
+        if not accept(memoryview(text)[self._at - 1 : comma + 1]):
+            text[comma] = ord(",")
+            return False
+        self._at = comma + 1
+        return True
+
+    def _skip(self, what: bytes) -> None:
+        text = self._text
+        while self._at < len(text) and text[self._at] in what:
+            self._at += 1
+
     def _one_by_one(self, accept_each: Callable[[list[bytes]], None]) -> bool:
         """Hand over the events that are whole in the text at hand; True if the list ends here."""
         text, found, ended = self._text, list[bytes](), False
         while True:
-            while self._at < len(text) and text[self._at] in b" \t\r\n,":
-                self._at += 1
+            self._skip(b" \t\r\n,")
             if self._at >= len(text):
                 break
             first = text[self._at]
@@ -375,22 +391,21 @@ class TraceText:
                     raise self._broken("an event was expected")
             if end < 0:
                 break
-            found.append(text[self._at : end])
+            found.append(bytes(text[self._at : end]))
             self._at = end
         accept_each(found)
         return ended
 
 
-def _last_gap(text: bytes, start: int) -> int:
-    """Return the position after the last brace that a comma and a new object follow, -1 for none near the end."""
+def _last_gap(text: bytearray, start: int) -> int:
+    """Return the position of the last comma between a brace that closes and one that opens, -1 for none near the end."""
     at = len(text)
     for _ in range(200):
         at = text.rfind(b"{", start, at)
         if at < 0:
             return -1
-        before = text[max(start, at - 64) : at].rstrip(_SPACE)
-        if before.endswith(b","):
-            before = before[:-1].rstrip(_SPACE)
-            if before.endswith(b"}"):
-                return max(start, at - 64) + len(before)
+        first = max(start, at - 64)
+        before = text[first:at].rstrip(_SPACE)
+        if before.endswith(b",") and before[:-1].rstrip(_SPACE).endswith(b"}"):
+            return first + len(before) - 1
     return -1
