@@ -95,10 +95,10 @@ def _plans(what: Configuration, backend: Backend) -> tuple[list[PassPlan], dict[
     """
     plans, missing = [], {}
     for level in levels_of(what.level):
-        traced = level in backend.levels or (level == "layer" and what.level == "layer")
+        reason = backend.level_reason(level, what.device)
+        traced = reason is None or (level == "layer" and what.level == "layer")
         if not traced:
-            reason = backend.level_reasons.get(level, f"{backend.title} records nothing at this level")
-            missing[f"{level} (framework)" if level == "hardware" else level] = reason
+            missing[f"{level} (framework)" if level == "hardware" else level] = str(reason)
         if traced or level == "hardware":
             plans.append(
                 PassPlan(
