@@ -8,12 +8,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.base import Backend, Capabilities, Dim, ModelFiles, Session, SessionOptions, TensorSpec
+from mlscope_lab.backends.base import Backend, Capabilities, Dim, Level, ModelFiles, Session, SessionOptions, TensorSpec
 from mlscope_lab.backends.onnxruntime_graph import Outline, check_external_data, precision_of, read_outline
 from mlscope_lab.backends.onnxruntime_profile import Clock, to_layer_trace
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
@@ -23,6 +23,7 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession"]
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+_LEVELS: tuple[Level, ...] = ("model", "layer", "operator")
 _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
 
 
@@ -35,16 +36,19 @@ class OnnxRuntimeBackend(Backend):
     module = "onnxruntime"
     extra = "onnxruntime"
     formats = ("onnx",)
+    levels = _LEVELS
+    level_reasons: ClassVar[Mapping[str, str]] = {
+        "kernel": "on a CPU ONNX Runtime's nodes run no kernels of a device, the nodes are the operators; those of a "
+        "GPU are not read from its profile here (import a profile written elsewhere to see them)",
+        "hardware": "ONNX Runtime reads no hardware counters",
+    }
 
     def capabilities(self) -> Capabilities:
         """Tell what can be opened and recorded here; imports onnxruntime if it is installed.
 
         A CUDA provider that is listed may still lack its libraries; opening a session on it tells.
         """
-        unavailable = {
-            "operator": "ONNX Runtime's executed nodes are its layers; it records nothing below them",
-            "kernel": "device kernels are not read from ONNX Runtime's profile",
-        }
+        unavailable = dict(self.level_reasons)
         devices: tuple[str, ...] = ("cpu",)
         if self.availability().ok:
             import onnxruntime
@@ -53,13 +57,18 @@ class OnnxRuntimeBackend(Backend):
                 devices = ("cpu", "cuda:0")
             else:
                 unavailable["cuda"] = "this build of onnxruntime has no CUDA provider; install onnxruntime-gpu"
-        return Capabilities(formats=("onnx",), levels=("model", "layer"), devices=devices, unavailable=unavailable)
+        return Capabilities(formats=("onnx",), levels=_LEVELS, devices=devices, unavailable=unavailable)
 
     def _open(self, model: ModelFiles, options: SessionOptions) -> Session:
         if model.format != "onnx":
             raise UnsupportedModelError(
                 f"{self.title} opens 'onnx', not '{model.format}' (model '{model.name}'); "
                 "convert the model, or take a backend that opens that format"
+            )
+        if options.level not in _LEVELS:
+            raise UnsupportedModelError(
+                f"{self.title} cannot be traced at level '{options.level}': "
+                f"{self.level_reasons.get(options.level, 'unknown level')}; take one of {', '.join(_LEVELS)}"
             )
         outline = read_outline(model.path, model.name)
         check_external_data(outline, model.path, model.name)
@@ -89,7 +98,7 @@ class OnnxRuntimeSession(Session):
         self._predicts: list[tuple[int, int]] = []
         self._last_feeds: dict[str, npt.NDArray[Any]] | None = None
         # node names and scopes serve traces alone
-        self._outline = outline if options.level == "layer" else Outline()
+        self._outline = outline if options.level != "model" else Outline()
         onnxruntime.set_seed(options.seed)
         self._session: Any
         self._run: Any
@@ -117,7 +126,7 @@ class OnnxRuntimeSession(Session):
         settings.inter_op_num_threads = 1
         if self._options.threads is not None:
             settings.intra_op_num_threads = self._options.threads
-        traced = self._options.level == "layer"
+        traced = self._options.level != "model"
         if traced:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(self._scratch() / f"ort-{id(self):x}-{time.monotonic_ns():x}")
@@ -190,8 +199,10 @@ class OnnxRuntimeSession(Session):
         return {name: _array(name, result) for name, result in zip(self._names, results, strict=True)}
 
     def _begin_trace(self) -> None:
-        if self._options.level != "layer":
-            raise SessionError("The session was opened for level='model'; open it with level='layer' to trace")
+        if self._options.level == "model":
+            raise SessionError(
+                "The session was opened for level='model'; open it with level='layer' or 'operator' to trace"
+            )
         if not self._profiling:
             # a profile that has ended cannot be taken up again; the new session is warmed with what was fed last
             self._start()
@@ -213,7 +224,10 @@ class OnnxRuntimeSession(Session):
         )
         path = self._end_profile()
         try:
-            return to_layer_trace(path, middle, predicts, self._outline, self.executable_digest)
+            return to_layer_trace(
+                path, middle, predicts, self._outline, self.executable_digest,
+                operators=self._options.level == "operator",
+            )  # fmt: skip
         finally:
             path.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ node around them, then ``model_run``. Times are whole microseconds since the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.onnxruntime_graph import Outline, sources_of
+from mlscope_lab.backends.onnxruntime_operators import Event, NodeEvent, RunEvents, fusion_of
 from mlscope_lab.errors import SessionError
 from mlscope_lab.trace.importers.ort_events import (
     EVENT_CAP,
@@ -26,8 +27,8 @@ from mlscope_lab.trace.importers.ort_events import (
     plain_name,
     read_events,
     shapes_of,
-)  # fmt: skip
-from mlscope_lab.trace.records import LayerTable, LayerTrace
+)
+from mlscope_lab.trace.records import EventTable, LayerTable, LayerTrace
 
 __all__ = ["EVENT_CAP", "RESOLUTION_NS", "Clock", "to_layer_trace"]
 
@@ -70,6 +71,7 @@ class _Run:
     start: int
     duration: int
     calls: list[_Call]
+    others: list[Event]
 
 
 def _runs(path: Path, first_us: int) -> Iterator[_Run]:
@@ -78,17 +80,19 @@ def _runs(path: Path, first_us: int) -> Iterator[_Run]:
     Nodes are in order of their end and linked to their parents.
     """
     calls: list[_Call] = []
+    others: list[Event] = []
     waiting: list[int] = []  # calls that no node around them has ended for yet
     for category, start, duration, name, line in read_events(path, SessionError):
-        if category == "Session":
-            if name == "model_run":
-                if start >= first_us:
-                    yield _Run(start, duration, _from(start, calls))
-                calls, waiting = [], []
+        if category == "Session" and name == "model_run":
+            if start >= first_us:
+                spans = [other for other in others if other.start >= start]
+                yield _Run(start, duration, _from(start, calls), [*spans, Event(category, name, start, duration, line)])
+            calls, others, waiting = [], [], []
             continue
         if start < first_us:
             continue
         if category != "Node" or not name.endswith(NODE_SUFFIX):
+            others.append(Event("fence" if category == "Node" else category, name, start, duration, line))
             continue
         op = field_of(line, "op_name")
         call = _Call((name, op, field_of(line, "node_index")), start, duration, line)
@@ -194,6 +198,8 @@ def to_layer_trace(
     predicts: Sequence[tuple[int, int]],
     outline: Outline,
     executable_digest: str,
+    *,
+    operators: bool = False,
 ) -> LayerTrace:
     """Read the traced predicts out of a profile.
 
@@ -209,6 +215,8 @@ def to_layer_trace(
         The model's own graph, for the sources and scopes of fused nodes.
     executable_digest
         Digest of what ran.
+    operators
+        Also give what lies below the layers.
 
     Returns
     -------
@@ -223,6 +231,7 @@ def to_layer_trace(
     """
     found: list[_Placed] = []
     rows = _Rows()
+    below = RunEvents(clock.start_ns)
     if predicts:
         slack = clock.error_ns + RESOLUTION_NS
         first_us = (predicts[0][0] - clock.start_ns - slack) // 1000
@@ -237,13 +246,24 @@ def to_layer_trace(
                 break
             if current[1][0] - slack <= middle and run.calls:
                 found.append(_Placed(current[0], run, rows.of(run)))
+                if operators:
+                    below.add(_nodes(run, found[-1].rows), run.others)
                 current = next(waiting, None)
         if not found:
             raise SessionError(
                 f"ONNX Runtime's profile holds none of the {len(predicts)} traced predicts; it keeps {EVENT_CAP:,} "
                 "events, those of the warm-up included. Warm up and trace fewer iterations"
             )
-    return _assemble(clock, predicts, found, rows.table(outline), executable_digest)
+    table = rows.table(outline)
+    events = below.tables(fusion_of(table, outline)) if operators else {}
+    return _assemble(clock, predicts, found, table, executable_digest, events)
+
+
+def _nodes(run: _Run, rows: Sequence[int]) -> list[NodeEvent]:
+    return [
+        NodeEvent(call.key[0], call.key[1], call.start, call.duration, call.parent, row, call.line)
+        for call, row in zip(run.calls, rows, strict=True)
+    ]
 
 
 class _Placed:
@@ -269,6 +289,7 @@ def _assemble(
     found: Sequence[_Placed],
     table: LayerTable,
     executable_digest: str,
+    events: Mapping[str, EventTable],
 ) -> LayerTrace:
     """Fill the arrays, iteration by iteration."""
     start: npt.NDArray[np.int64] = np.full((len(found), len(table)), -1, dtype=np.int64)
@@ -286,6 +307,8 @@ def _assemble(
             f"of {lost} of {len(predicts)} iterations: ONNX Runtime keeps {EVENT_CAP:,} events, those of the warm-up "
             "included; trace fewer iterations to see all"
         )
+    if events and "memory" not in events:
+        unavailable["memory (ONNX Runtime)"] = "this version's profile tells nothing of its arena"
     return LayerTrace(
         layers=table,
         start_ns=start,
@@ -298,4 +321,5 @@ def _assemble(
         executable_digest=executable_digest,
         dropped_events=lost * (typical + 2),  # the nodes, SequentialExecutor::Execute and model_run
         unavailable=unavailable,
+        events=events,
     )

@@ -30,6 +30,7 @@ _LONG_NAMES = {
     "duration_ns": "duration",
     "energy_joules": "energy used since the start of the pass",
     "flops": "floating point operations (-1: unknown)",
+    "input_bytes": "size of the operator's inputs that are no weights (-1: unknown)",
     "iteration": "measured iteration of the pass (-1: none)",
     "kernel_index": "index into /kernels (-1: none)",
     "kind_code": "position of the kind in kind_table",
@@ -39,6 +40,7 @@ _LONG_NAMES = {
     "occupancy": "estimated achieved occupancy",
     "operator_index": "index into /operators (-1: none)",
     "output_bytes": "size of the operator's outputs (-1: unknown)",
+    "parameter_bytes": "size of the operator's weights (-1: unknown)",
     "parent_index": "index of the innermost enclosing event of this group (-1: none)",
     "pass_index": "index into /passes",
     "power_watts": "power drawn",
@@ -58,6 +60,7 @@ _LONG_NAMES = {
     "thread_code": "position of the thread in thread_table",
     "throttle_reasons": "bit mask of NVML's clock event reasons",
     "time_ns": "time since the start of the pass",
+    "type_code": "position of the framework's operation in type_table (-1: unknown)",
     "utilization": "share of the time in which the device was busy",
 }
 _NEEDED = frozenset({"start_ns", "duration_ns", "time_ns"})

@@ -134,7 +134,8 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
 # Columns that a group may have besides. Counters are variables of their own in /kernels and /counters, float64, named
 # as the tool that measured them names them.
 OPTIONAL: Final[dict[str, tuple[str, ...]]] = {
-    OPERATORS: ("shapes_code", "sequence", "correlation", "flops", "allocated_bytes", "output_bytes"),
+    OPERATORS: ("shapes_code", "type_code", "sequence", "correlation", "flops", "allocated_bytes", "output_bytes",
+                "input_bytes", "parameter_bytes"),
     RUNTIME: (),
     KERNELS: ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "registers", "shared_memory_bytes",
               "occupancy", "size_bytes", "context"),
