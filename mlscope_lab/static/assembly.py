@@ -126,9 +126,7 @@ def _filled(counted: Counted, values: Iterator[int | Expression]) -> CostTable:
         parameters, parameter_bytes = next(values), next(values)
         transfers = tuple(replace(t, nbytes=next(values)) for t in layer.transfers)
         inputs, outputs = (
-            tuple(
-                t if t.shape is None else TensorShape(t.dtype, tuple(next(values) for _ in t.shape)) for t in tensors
-            )
+            tuple(t if t.shape is None else TensorShape(t.dtype, tuple(next(values) for _ in t.shape)) for t in tensors)
             for tensors in (layer.inputs, layer.outputs)
         )
         layers.append(

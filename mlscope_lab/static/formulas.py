@@ -94,6 +94,7 @@ def einsum(equation: str, shapes: Sequence[Shape]) -> Work:
     for labels, shape in zip(inputs, shapes, strict=True):
         for label, length in zip(labels, shape, strict=True):
             lengths[label] = max(lengths.get(label, 1), length) if length else 0
+
     def extent(labels: set[str]) -> int:
         return math.prod(lengths[label] for label in labels)
 

@@ -226,24 +226,24 @@ _MOVES = (
     "SequenceErase SequenceInsert SequenceLength Shape Size Slice SpaceToDepth Split SplitToSequence Squeeze Tile "
     "Transpose Trilu Unique Unsqueeze CenterCropPad RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
     "NonZero"
-).split()
+)
 _ELEMENTWISE = (
     "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Celu Clip "
     "Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu "
     "Less LessOrEqual Log Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Sub Swish Tan Tanh ThresholdedRelu Where Xor QuantizeLinear DequantizeLinear "
     "Bernoulli CumSum"
-).split()
+)
 _REDUCTIONS = (
     "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
     "ReduceSumSquare"
-).split()
+)
 
 _HANDLERS: Final[dict[str, _Handler]] = {
-    **dict.fromkeys(_MOVES, _nothing),
-    **dict.fromkeys(_ELEMENTWISE, _each),
+    **dict.fromkeys(_MOVES.split(), _nothing),
+    **dict.fromkeys(_ELEMENTWISE.split(), _each),
     **dict.fromkeys(("Sum", "Mean", "Max", "Min"), _variadic),
-    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys(_REDUCTIONS.split(), _reduction),
     "Conv": _convolution(),
     "ConvInteger": _convolution(1, 99),
     "QLinearConv": _requantized(_convolution(3, 8)),

@@ -1,9 +1,9 @@
 """Exact polynomials in the lengths of symbolic dimensions, and how they are found.
 
-A graph with symbolic dimensions is costed at a few lengths, each time with every shape known, and the polynomial through
-these points is kept if it also meets the costs at lengths beyond them. That way a Reshape whose target is computed from
-a Shape needs no algebra of its own, and one method serves every framework. What is not a polynomial (a stride that does
-not divide, a branch on a length) is refused, with the way out: to give that length.
+A graph with symbolic dimensions is costed at a few lengths, each time with every shape known, and the polynomial
+through these points is kept if it also meets the costs at lengths beyond them. That way a Reshape whose target is
+computed from a Shape needs no algebra of its own, and one method serves every framework. What is not a polynomial (a
+stride that does not divide, a branch on a length) is refused, with the way out: to give that length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Expression", "Largest", "Quantity", "evaluate", "fit", "largest", "t
 Monomial = tuple[tuple[str, int], ...]
 _MAX_DEGREE = 4
 _MAX_POINTS = 400
-# Primes beyond every point that a polynomial goes through; other ones for other symbols, so that no two agree by chance.
+# Primes beyond every point that a polynomial goes through, others for other symbols, so that no two agree by chance.
 _CHECKS = ((11, 17, 13, 23, 19, 29), (7, 13, 23, 11, 17, 19))
 
 
@@ -108,7 +108,7 @@ class Expression:
         return int(value)
 
     def __str__(self) -> str:
-        parts = []
+        parts: list[str] = []
         for key, value in self.terms:
             factors = [name if exponent == 1 else f"{name}^{exponent}" for name, exponent in key]
             if abs(value) != 1 or not factors:

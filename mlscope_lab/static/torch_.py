@@ -21,6 +21,7 @@ from mlscope_lab.backends.pytorch_sites import CallSites, SiteInfo
 from mlscope_lab.backends.pytorch_values import dtype_name, tensors_in
 from mlscope_lab.errors import InputError, UnsupportedModelError
 from mlscope_lab.static.assembly import Counted, Lengths, tabulate
+from mlscope_lab.static.flow import Flow, Operator
 from mlscope_lab.static.records import CostTable, LayerCost, TensorShape, Transfer, Work
 from mlscope_lab.static.torch_operators import AtenCall, operator_name, work_of
 
@@ -78,7 +79,6 @@ class _Site:
     work: Work = field(default_factory=Work)
     counted: bool = True
     weights: dict[int, None] = field(default_factory=dict)
-    touched: list[tuple[int, int, bool, int]] = field(default_factory=list)  # operator, storage, written, bytes
 
 
 class _Run:
@@ -97,7 +97,7 @@ class _Run:
         self._sizes: list[int] = []
         self._weights: dict[int, tuple[int, int]] = {}  # storage: elements and bytes
         self._constants: set[int] = set()
-        self._operators: list[tuple[int, set[int], set[int]]] = []  # site, storages read, storages written
+        self._operators: list[Operator] = []
         self._unknown: Counter[str] = Counter()
         self._events = 0
         self._codes: dict[Any, int] = {}
@@ -113,9 +113,7 @@ class _Run:
 
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         scripted = isinstance(self._module, torch.jit.ScriptModule)
-        graph = isinstance(self._module, torch.fx.GraphModule) and hasattr(self._module, "exported_keywords") or (
-            isinstance(self._module, torch.fx.GraphModule) and type(self._module).__name__ == "GraphModule"
-        )
+        graph = isinstance(self._module, torch.fx.GraphModule)
         with ExitStack() as undo, torch.no_grad():
             module = self._module if scripted else _fake_copy(self._module, mode)
             if not graph:
@@ -196,7 +194,7 @@ class _Run:
             info = SiteInfo(label=root, type=root, scope="", parameter_bytes=0)
             self._enter(-1, info)
             undo.callback(self._leave)
-            return self._interpreted(module) if graph else module  # type: ignore[no-any-return]
+            return self._interpreted(module) if graph else module
         for code, (name, part) in enumerate(module.named_modules()):
             before, after = self._hooks(code, name, part)
             undo.callback(part.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
@@ -204,9 +202,7 @@ class _Run:
         return module  # type: ignore[no-any-return]
 
     def _hooks(self, code: int, name: str, part: Any) -> tuple[Any, Any]:
-        info = SiteInfo(
-            label=name or type(part).__name__, type=type(part).__name__, scope=name, parameter_bytes=0
-        )
+        info = SiteInfo(label=name or type(part).__name__, type=type(part).__name__, scope=name, parameter_bytes=0)
 
         def before(_module: Any, args: Any, kwargs: Any) -> None:
             self._enter(code, info)
@@ -269,26 +265,29 @@ class _Run:
             self._unknown[f"{func.namespace}::{operator_name(func)}"] += 1
         else:
             site.work += work
-        index = len(self._operators)
         written = _written(func, args, kwargs)
-        reads: set[int] = set()
-        writes: set[int] = set()
+        reads: dict[int, int] = {}
+        writes: dict[int, int] = {}
+        touches: set[int] = set()
         for tensor in tensors_in(list(args), list(kwargs.values())):
             key = self._storage(tensor)
             if key in self._weights:
                 site.weights[key] = None
             elif key not in self._constants:
-                reads.add(key)
+                touches.add(key)
                 if not func.is_view:
-                    site.touched.append((index, key, False, _extent(tensor)))
+                    reads[key] = max(reads.get(key, 0), _extent(tensor))
         for tensor in tensors_in(result):
             key = self._storage(tensor)
-            if key in self._weights or key in self._constants:
-                continue
-            if key not in reads or id(tensor) in written:
-                writes.add(key)
-                site.touched.append((index, key, True, _extent(tensor)))
-        self._operators.append((self._stack[-1][0], reads, writes))
+            if (
+                key not in self._weights
+                and key not in self._constants
+                and (key not in touches or id(tensor) in written)
+            ):
+                writes[key] = max(writes.get(key, 0), _extent(tensor))
+        self._operators.append(
+            Operator(site=self._stack[-1][0], reads=reads, writes=writes, touches=frozenset(touches))
+        )
 
     def _assemble(self, given: frozenset[int], results: frozenset[int]) -> Counted:
         count = len(self._found)
@@ -302,7 +301,7 @@ class _Run:
             row += index in containers
             own.append(row)
             row += 1
-        uses = self._uses(results)
+        flow = Flow(self._operators, self._sizes, given, results)
         layers: list[LayerCost] = [
             LayerCost(name=table.name[i], type=table.type[i], scope=table.scope[i], parent=table.parent[i],
                       depth=table.depth[i])
@@ -318,7 +317,7 @@ class _Run:
             layers[at] = _replaced(
                 layers[at], counted=site.counted, macs=site.work.macs, flops=site.work.flops,
                 parameters=sum(n for n, _ in sizes), parameter_bytes=sum(n for _, n in sizes),
-                transfers=self._transfers(index, site, uses), **shown,
+                transfers=(*flow.transfers(index), *self._read_weights(site)), **shown,
             )  # fmt: skip
         read = {key for site in self._found for key in site.weights}
         idle = sum(n for key, (n, _) in self._weights.items() if key not in read)
@@ -332,58 +331,12 @@ class _Run:
             unknown=dict(self._unknown),
             notes=notes,
         )
-        return Counted(table=cost, live=self._liveness(given, results, own))
+        rows = [own[operator.site] for operator in self._operators]
+        return Counted(table=cost, live=list(zip(rows, flow.live(), strict=True)))
 
-    def _uses(self, results: frozenset[int]) -> dict[int, list[tuple[int, int]]]:
-        """Return for each storage who reads it when: (operator, site); the caller reads results at the end."""
-        uses: dict[int, list[tuple[int, int]]] = {}
-        for index, (site, reads, _) in enumerate(self._operators):
-            for key in reads:
-                uses.setdefault(key, []).append((index, site))
-        for key in results:
-            uses.setdefault(key, []).append((len(self._operators), -1))
-        return uses
-
-    def _transfers(
-        self, index: int, site: _Site, uses: Mapping[int, Sequence[tuple[int, int]]]
-    ) -> tuple[Transfer, ...]:
-        """Return what crosses the boundary of a call site; what it makes and uses up itself does not."""
-        inputs: dict[int, int] = {}
-        outputs: dict[int, int] = {}
-        made: dict[int, int] = {}
-        for operator, key, write, nbytes in site.touched:
-            if write:
-                made.setdefault(key, operator)
-                if any(at > operator and who != index for at, who in uses.get(key, ())):
-                    outputs[key] = max(outputs.get(key, 0), nbytes)
-            elif key not in made:
-                inputs[key] = max(inputs.get(key, 0), nbytes)
-        return (
-            *(Transfer(tensor=key, kind="input", nbytes=n) for key, n in inputs.items()),
-            *(Transfer(tensor=key, kind="output", nbytes=n) for key, n in outputs.items()),
-            *(Transfer(tensor=key, kind="parameter", nbytes=self._weights[key][1]) for key in site.weights),
-        )
-
-    def _liveness(
-        self, given: frozenset[int], results: frozenset[int], own: Sequence[int]
-    ) -> list[tuple[int, int]]:
-        begins: dict[int, int] = dict.fromkeys(given, 0)
-        last: dict[int, int] = {}
-        for index, (_, reads, writes) in enumerate(self._operators):
-            for key in reads | writes:
-                begins.setdefault(key, index)
-                last[key] = index
-        last.update(dict.fromkeys(results, len(self._operators)))
-        change = [0] * (len(self._operators) + 2)
-        for key, begin in begins.items():
-            if key in last and key not in self._weights and key not in self._constants:
-                change[begin] += self._sizes[key]
-                change[last[key] + 1] -= self._sizes[key]
-        live, now = [], 0
-        for index, (site, _, _) in enumerate(self._operators):
-            now += change[index]
-            live.append((own[site], now))
-        return live
+    def _read_weights(self, site: _Site) -> Iterator[Transfer]:
+        for key in site.weights:
+            yield Transfer(tensor=key, kind="parameter", nbytes=self._weights[key][1])
 
 
 def _replaced(layer: LayerCost, **changes: Any) -> LayerCost:
@@ -459,7 +412,7 @@ def _bound(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
     """Return the ids of the tensors that an operator writes in place."""
-    written = set()
+    written: set[int] = set()
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
@@ -469,7 +422,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[i
 
 def _extent(tensor: Any) -> int:
     """Return the bytes that reading a tensor moves: an expanded one has more elements than memory."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+    return min(int(tensor.numel() * tensor.element_size()), int(tensor.untyped_storage().nbytes()))
 
 
 def _described(*values: Any) -> tuple[TensorShape, ...]:

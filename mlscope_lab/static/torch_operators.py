@@ -110,9 +110,7 @@ def _fast_attention(call: AtenCall) -> Work:
 def _fast_encoder(call: AtenCall) -> Work:
     batch, length, width = call.shape("src")
     hidden = call.shape("ffn_weight_1")[0]
-    work = _projected_attention(
-        batch, length, length, width, int(call.arguments["num_heads"]), call.has("mask")
-    )
+    work = _projected_attention(batch, length, length, width, int(call.arguments["num_heads"]), call.has("mask"))
     wide, narrow = (batch, length, hidden), (batch, length, width)
     work += Work(macs=2 * batch * length * width * hidden)
     work += formulas.elementwise(wide, 2) + formulas.elementwise(narrow, 3)  # biases, activation, residuals
@@ -208,25 +206,26 @@ _MOVES = (
     "_conj _local_scalar_dense _neg_view _nested_tensor_from_mask _reshape_alias _shape_as_tensor _to_copy "
     "_unsafe_index _unsafe_view alias arange as_strided bernoulli bucketize cat channel_shuffle clone col2im "
     "constant_pad_nd contiguous copy detach device diag_embed diagonal embedding empty empty_like empty_permuted "
-    "empty_strided expand eye fill flatten flip full full_like gather im2col index index_copy index_put index_select "
-    "lift_fresh lift_fresh_copy linspace masked_scatter masked_select meshgrid narrow new_empty new_empty_strided "
-    "new_full new_ones new_zeros nonzero normal one_hot ones ones_like permute pixel_shuffle pixel_unshuffle rand "
-    "rand_like randint randn randn_like reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave "
-    "replication_pad1d replication_pad2d replication_pad3d reshape resize roll rot90 scalar_tensor scatter "
-    "searchsorted select select_scatter set_ slice slice_scatter split split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk squeeze stack sym_size t "
-    "take transpose tril tril_indices triu triu_indices unbind unfold uniform unsqueeze view view_as zero zeros "
-    "zeros_like _assert_async _assert_tensor_metadata _assert_scalar item view_as_complex view_as_real"
-).split()
+    "empty_strided expand eye fill flatten flip full full_like gather im2col index index_copy index_put "
+    "index_select lift_fresh lift_fresh_copy linspace masked_scatter masked_select meshgrid narrow new_empty "
+    "new_empty_strided new_full new_ones new_zeros nonzero normal one_hot ones ones_like permute pixel_shuffle "
+    "pixel_unshuffle rand rand_like randint randn randn_like reflection_pad1d reflection_pad2d reflection_pad3d "
+    "repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape resize roll rot90 "
+    "scalar_tensor scatter searchsorted select select_scatter set_ slice slice_scatter split split_with_sizes "
+    "squeeze stack sym_size t unsafe_split unsafe_split_with_sizes unsafe_chunk take transpose tril tril_indices "
+    "triu triu_indices unbind unfold uniform unsqueeze view view_as zero zeros zeros_like _assert_async "
+    "_assert_tensor_metadata _assert_scalar item view_as_complex view_as_real"
+)
 _REDUCTIONS = (
     "all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min norm prod "
     "sum"
-).split()
-_POINTWISE = "_fused_dropout cumsum cumprod cummax cummin masked_fill glu _prelu_kernel rrelu_with_noise".split()
+)
+_POINTWISE = "_fused_dropout cumsum cumprod cummax cummin masked_fill glu _prelu_kernel rrelu_with_noise"
 
 _HANDLERS: Final[dict[str, _Handler]] = {
-    **dict.fromkeys(_MOVES, _nothing),
-    **dict.fromkeys(_REDUCTIONS, _reduction),
-    **dict.fromkeys(_POINTWISE, _elementwise),
+    **dict.fromkeys(_MOVES.split(), _nothing),
+    **dict.fromkeys(_REDUCTIONS.split(), _reduction),
+    **dict.fromkeys(_POINTWISE.split(), _elementwise),
     **dict.fromkeys(("convolution", "_convolution", "mkldnn_convolution", "convolution_overrideable"), _convolution),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "mm": _product("self", "mat2"),
@@ -333,5 +332,3 @@ def work_of(call: AtenCall) -> Work | None:
     if torch.Tag.pointwise in call.func.tags:
         return _elementwise(call)
     return None
-
-
