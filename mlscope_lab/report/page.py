@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlscope_lab._version import __version__
 from mlscope_lab.errors import InputError, StoreError
-from mlscope_lab.report import origins, results
+from mlscope_lab.report import depth, origins, results
 from mlscope_lab.report.html_ import Html, join, tag
 from mlscope_lab.report.units import time_scale
 from mlscope_lab.report.view import RunView, view_runs
@@ -125,6 +125,8 @@ def _document(views: Sequence[RunView], title: str) -> str:
         results.latency_section(views, draw),
         results.answers_section(views),
         results.layers_section(views, draw),
+        depth.levels_section(views),
+        depth.work_section(views),
         origins.warnings_section(views),
         origins.environment_section(views),
         origins.provenance_section(views),
