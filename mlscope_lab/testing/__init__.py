@@ -4,6 +4,8 @@
     What every backend must do; subclass it in a test module (needs pytest).
 `check_layer_trace`
     The invariants of a `LayerTrace`.
+`check_events`
+    The invariants of the events that a `LayerTrace` holds.
 `synthetic_layer_trace`, `synthetic_pass`, `synthetic_events`
     Valid records of any size from a seed, for tests of whatever takes records.
 `synthetic_run`, `synthetic_failed_run`, `synthetic_ranking`
@@ -17,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlscope_lab.testing.checks import check_layer_trace
+from mlscope_lab.testing.event_checks import check_events
 from mlscope_lab.testing.events import synthetic_events
 from mlscope_lab.testing.runs import synthetic_failed_run, synthetic_ranking, synthetic_run
 from mlscope_lab.testing.synthetic import synthetic_layer_trace, synthetic_pass
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendContract",
+    "check_events",
     "check_layer_trace",
     "synthetic_events",
     "synthetic_failed_run",
@@ -40,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name == "BackendContract":
         import pytest
 
-        pytest.register_assert_rewrite("mlscope_lab.testing.contract")
+        pytest.register_assert_rewrite("mlscope_lab.testing.contract", "mlscope_lab.testing.levels")
         from mlscope_lab.testing.contract import BackendContract
 
         return BackendContract

@@ -1,6 +1,6 @@
 """What every backend must do, as a test class to subclass.
 
-A test module of a backend gives four fixtures, and inherits some thirty tests::
+A test module of a backend gives four fixtures, and inherits some forty tests::
 
     class TestMyFramework(BackendContract):
         @pytest.fixture
@@ -40,6 +40,7 @@ from mlscope_lab.backends.base import Backend, ModelFiles, Session, SessionOptio
 from mlscope_lab.errors import ArtifactError, InputError, SessionError, UnsupportedModelError
 from mlscope_lab.manifest.common import DTYPES
 from mlscope_lab.testing.checks import check_layer_trace
+from mlscope_lab.testing.levels import LevelContract
 
 __all__ = ["BackendContract", "Feeds", "OpenSession"]
 
@@ -50,7 +51,7 @@ _MODES = ("eager", "compiled", "exported", "graph")
 _FRAMEWORKS = ("jax", "keras", "onnx", "onnxruntime", "tensorflow", "torch")
 
 
-class BackendContract:
+class BackendContract(LevelContract):
     """Tests that every backend passes.
 
     Attributes
