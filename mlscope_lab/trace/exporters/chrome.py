@@ -44,6 +44,8 @@ __all__ = ["export_chrome"]
 _Columns = dict[str, npt.NDArray[Any]]
 _TRACKS = 1_000_000_000
 """Process numbers from here on are ours: no process has one so high."""
+_SIZES = r"(?:(?:0|-?[1-9]\d*)(?:,(?:0|-?[1-9]\d*))*)?"
+_TENSOR = re.compile(rf"([^\[(]*)(?:\[({_SIZES})\]|\(((?:\[{_SIZES}\](?:,\[{_SIZES}\])*)?)\))")
 _UNBOUND = 1 << 40
 """Numbers of arrows from here on are no correlations."""
 # Categories by which a reader of Kineto's traces knows the group; anything else is an operator's.
@@ -122,20 +124,15 @@ def _identity(text: str) -> str:
 
 def _shapes(text: str) -> str:
     """Return the arguments by which Kineto tells inputs, for ``float[1,3];Scalar;float([2],[3])``."""
-    dims: list[str] = []
+    dims, kinds = [], []
     for part in text.split(";"):
-        kind, bracket, inside = part.partition("[")
-        listed, opening, members = part.partition("(")
-        if opening and members.endswith(")") and (not bracket or len(listed) < len(kind)):
-            dims.append(f"[{members[:-1]}]")
-        elif bracket and inside.endswith("]"):
-            dims.append(f"[{inside}")
-        else:
-            # no list at all, unless the type alone tells that the list is empty
+        found = _TENSOR.fullmatch(part)
+        if found is None:  # no list at all, unless the type alone tells that the list is empty
             dims.append("[]" if part in {"", "Scalar", "ScalarList"} else '""')
-    kinds = [json.dumps(re.split(r"[\[(]", part, maxsplit=1)[0]) for part in text.split(";")]
-    if not all(re.fullmatch(r'""|[\[\],0-9]*', d) for d in dims):
-        return f'"shapes":{json.dumps(text)}'
+            kinds.append(json.dumps(part))
+        else:
+            dims.append(f"[{found[2] if found[2] is not None else found[3]}]")
+            kinds.append(json.dumps(found[1]))
     return f'"Input Dims":[{",".join(dims)}],"Input type":[{",".join(kinds)}]'
 
 

@@ -54,8 +54,9 @@ def _digest(run: xr.DataTree) -> bytes:
 def count_spans(run: xr.DataTree) -> int:
     """Return an upper bound of the number of spans."""
     total = 1 + len(passes_of(run))
-    for group, dims in ((schema.LATENCY, ("latency_iteration",)), (schema.LAYERS, ("layer_iteration", "layer")),
-                        (schema.OPERATORS, ("operator",)), (schema.KERNELS, ("kernel",))):  # fmt: skip
+    for group, dims in ((schema.LATENCY, ("latency_iteration",)), (schema.LAYERS, ("layer_iteration",)),
+                        (schema.LAYERS, ("layer_iteration", "layer")), (schema.OPERATORS, ("operator",)),
+                        (schema.KERNELS, ("kernel",))):  # fmt: skip
         if group in run.children:
             total += int(np.prod([run[group].sizes.get(dim, 0) for dim in dims]))
     return total
