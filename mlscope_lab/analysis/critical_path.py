@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.analysis.tables import NO_LAYER, run_attrs, table, texts
-from mlscope_lab.analysis.work import Work, events_of, layer_labels, work_of
+from mlscope_lab.analysis.work import Rows, Work, events_of, layer_labels, work_of
 from mlscope_lab.errors import InputError, SchemaError
 from mlscope_lab.trace import schema
 
@@ -106,8 +106,9 @@ def critical_path(run: xr.DataTree, *, iteration: int | None = None) -> xr.Datas
     if work.group == schema.COUNTERS:  # ranges of counters follow one another: what they wait for is the measuring
         work = work_of(run, group=schema.OPERATORS)
     of_pass, number, bounds = _window(run, work, iteration)
-    device, calls = _device(run, work, of_pass, number)
-    host = _host(run, of_pass, number)
+    threads: dict[str, int] = {}
+    device, calls = _device(run, work, of_pass, number, threads)
+    host = _host(run, of_pass, number, threads)
     window = bounds or _span(device, calls, host)
     path = _walk(device, calls, host, window)
     return _as_dataset(run, work, path, device, host, number, window)
@@ -141,14 +142,20 @@ def _window(run: xr.DataTree, work: Work, iteration: int | None) -> tuple[int, i
     return of_pass, iteration, None
 
 
-def _chosen(rows: Any, of_pass: int, number: int) -> npt.NDArray[np.intp]:
+def _chosen(rows: Rows, of_pass: int, number: int) -> npt.NDArray[np.intp]:
     inside = rows.column("pass_index") == of_pass
     if number >= 0:
         inside &= rows.column("iteration") == number
     return np.flatnonzero(inside)
 
 
-def _device(run: xr.DataTree, work: Work, of_pass: int, number: int) -> tuple[_Device, _Calls]:
+def _threads(rows: Rows, at: npt.NDArray[np.intp], known: dict[str, int]) -> Ints:
+    """Return the threads of some events, numbered alike in every group: each group has a table of its own."""
+    number = np.array([known.setdefault(name, len(known)) for name in rows.table("thread")], dtype=np.int64)
+    return np.asarray(number[rows.column("thread_code")[at]], dtype=np.int64)
+
+
+def _device(run: xr.DataTree, work: Work, of_pass: int, number: int, threads: dict[str, int]) -> tuple[_Device, _Calls]:
     none, names = np.zeros(0, dtype=np.int64), texts([])
     calls = _Calls(start=none, end=none, thread=none, waits=np.zeros(0, dtype=bool))
     if work.group != schema.KERNELS:
@@ -164,7 +171,7 @@ def _device(run: xr.DataTree, work: Work, of_pass: int, number: int) -> tuple[_D
         waits = np.array(["ynchronize" in n or n in {"cudaMemcpy", "hipMemcpy"} for n in names], dtype=bool)
         calls = _Calls(
             start=start, end=start + rows.column("duration_ns")[of_calls],
-            thread=rows.column("thread_code")[of_calls].astype(np.int64),
+            thread=_threads(rows, of_calls, threads),
             waits=waits[rows.column("name_code")[of_calls]],
         )  # fmt: skip
     at = _chosen(work.rows, of_pass, number)
@@ -183,7 +190,7 @@ def _device(run: xr.DataTree, work: Work, of_pass: int, number: int) -> tuple[_D
     return device, calls
 
 
-def _host(run: xr.DataTree, of_pass: int, number: int) -> _Host:
+def _host(run: xr.DataTree, of_pass: int, number: int, threads: dict[str, int]) -> _Host:
     rows = events_of(run, schema.OPERATORS, of_pass=of_pass)
     at = np.zeros(0, dtype=np.intp) if rows is None else _chosen(rows, of_pass, number)
     if rows is None or not len(at):
@@ -195,7 +202,7 @@ def _host(run: xr.DataTree, of_pass: int, number: int) -> _Host:
     start = rows.column("start_ns")[at]
     return _Host(
         start=start, end=start + rows.column("duration_ns")[at], name=rows.table("name")[rows.column("name_code")[at]],
-        thread=rows.column("thread_code")[at].astype(np.int64), layer=rows.column("layer_index")[at].astype(np.int64),
+        thread=_threads(rows, at, threads), layer=rows.column("layer_index")[at].astype(np.int64),
         parent=place[rows.column("parent_index")[at]],
     )  # fmt: skip
 

@@ -115,7 +115,7 @@ def layer_times(run: xr.DataTree) -> xr.Dataset:
             "exclusive_low_ns": ("layer", columns["low"], units),
             "exclusive_high_ns": ("layer", columns["high"], units),
             "share": ("layer", np.median(shares, axis=0) if len(whole) else columns["duration"], {"units": "1"}),
-            "calls": ("layer", ran.sum(axis=0)),
+            "calls": ("layer", ran.sum(axis=0), {"units": "1"}),
             **described,
             "pass_ns": ((), _median(whole), units),
             "covered_ns": ((), _median(covered), units),

@@ -18,6 +18,7 @@ from mlscope_lab.analysis.statistics import (
     geometric_interval,
     median_bounds,
     median_interval,
+    medians_by_group,
     percentile,
 )
 
@@ -137,3 +138,14 @@ def test_equal_times_without_any_spread_are_the_same():
     found = compare_medians(np.ones(5), np.ones(5))
     assert found.verdict == "same"
     assert found.ratio == found.low == found.high == 1.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 4)), max_size=60))
+def test_medians_by_group_are_those_of_each_group(rows):
+    values = np.array([v for v, _ in rows], dtype=np.int64)
+    group = np.array([g for _, g in rows], dtype=np.int64)
+    median, low, high, count = medians_by_group(values, group, 5)
+    for g in range(5):
+        found = median_interval(values[group == g])
+        assert count[g] == found.n
+        assert np.array_equal([median[g], low[g], high[g]], [found.centre, found.low, found.high], equal_nan=True)
