@@ -107,19 +107,24 @@ def enclosing(
         return np.full(len(times), -1, dtype=np.int32)
     _, end = _times(outer_start, outer_duration)
     points = np.asarray(times, dtype=np.int64)
-    when = np.concatenate([start, points])
     until = np.concatenate([np.maximum(end, start + 1), points + 1])
-    where = np.concatenate([np.asarray(outer_track, dtype=np.int64), np.asarray(track, dtype=np.int64)])
+    where = np.concatenate([outer_track, track])
     # of what begins at one time, outer events come first, the longest leading, then the points
-    order = _ordered(where, when, -np.concatenate([until[:n], np.full(len(points), np.iinfo(np.int64).min + 1)]))
-    found = _previous_at_least(until[order], _first_of_track(where[order]))
-    holder = np.where(found >= 0, order[found], -1)
+    rank = -until
+    rank[n:] = np.iinfo(np.int64).max
+    order = _ordered(where, np.concatenate([start, points]), rank)
+    del rank, end
+    until, first = until[order], _first_of_track(where[order])
+    del where
+    found = _previous_at_least(until, first)
+    del until, first
+    holder = np.where(found >= 0, order[found], np.int32(-1))
     # a point's holder is another point only if both are at one time, side by side: they share what holds the first
     shared = (order >= n) & (holder >= n)
-    first = np.maximum.accumulate(np.where(shared, 0, np.arange(len(order))))
+    leader = np.maximum.accumulate(np.where(shared, np.int32(0), np.arange(len(order), dtype=np.int32)))
     result = np.empty(len(order), dtype=np.int32)
-    result[order] = np.where(shared, holder[first], holder)
-    return result[n:]
+    result[order] = np.where(shared, holder[leader], holder)
+    return result[n:].copy()
 
 
 def launches(correlation_of_device: npt.NDArray[Any], correlation_of_call: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
@@ -155,14 +160,14 @@ def _times(start_ns: npt.NDArray[Any], duration_ns: npt.NDArray[Any]) -> tuple[_
     return start, start + duration
 
 
-def _ordered(track: npt.NDArray[Any], first: _INT, second: _INT) -> npt.NDArray[np.intp]:
+def _ordered(track: npt.NDArray[Any], first: _INT, second: _INT) -> _INDEX:
     """Return the order of rows by track, `first`, `second` and row."""
     same = track[1:] == track[:-1]
     tie = same & (first[1:] == first[:-1])
     sorted_ = np.where(tie, second[1:] >= second[:-1], np.where(same, first[1:] > first[:-1], track[1:] > track[:-1]))
     if sorted_.all():
-        return np.arange(len(track))
-    return np.lexsort((second, first, track))
+        return np.arange(len(track), dtype=np.int32)
+    return np.lexsort((second, first, track)).astype(np.int32)
 
 
 def _first_of_track(track: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -171,16 +176,16 @@ def _first_of_track(track: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return first
 
 
-def _previous_at_least(values: _INT, first: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+def _previous_at_least(values: _INT, first: npt.NDArray[np.bool_]) -> _INDEX:
     """Return for each position the last one before it, in its run, whose value is no smaller; -1 for none.
 
     All positions look at once, each from its neighbour on. Nothing between a position and the one that it looks at is
     large enough, so a position that looks at too small a value may go on to where that one looks: the distance doubles
     each round along a row of siblings.
     """
-    looks = np.arange(-1, len(values) - 1)
+    looks = np.arange(-1, len(values) - 1, dtype=np.int32)
     looks[first] = -1
-    open_ = np.flatnonzero(~first)
+    open_ = np.flatnonzero(~first).astype(np.int32)
     for _ in range(_ROUNDS):
         at = looks[open_]
         small = values[at] < values[open_]
@@ -195,9 +200,9 @@ def _previous_at_least(values: _INT, first: npt.NDArray[np.bool_]) -> npt.NDArra
     return looks
 
 
-def _previous_at_least_by_stack(values: _INT, first: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+def _previous_at_least_by_stack(values: _INT, first: npt.NDArray[np.bool_]) -> _INDEX:
     """Do the same with a stack: linear in time whatever the depth."""
-    found = np.empty(len(values), dtype=np.intp)
+    found = np.empty(len(values), dtype=np.int32)
     heights: list[int] = []
     positions: list[int] = []
     step = 1 << 16  # lists of Python's integers take five times the room of the array

@@ -133,11 +133,11 @@ def run_of(collector: Collector, name: str, beside: Mapping[str, bytes], *, cut_
         collector.drop("are cut off at the end of the file")
     assembly = _Assembly(collector)
     collector.drop("begin without an end, or end without a begin", assembly.unfinished)
-    if not sum(table.rows for table in collector.tables.values()):
-        reasons = "; ".join(f"{count} {reason}" for reason, count in collector.dropped.items())
-        raise InputError(f"{name} holds no events that could be imported ({reasons or 'its list of events is empty'})")
     groups = assembly.groups()
     timed = [columns for columns in groups.values() if len(columns.get("start_ns", ()))]
+    if not timed:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in collector.dropped.items())
+        raise InputError(f"{name} holds no events that could be imported ({reasons or 'no event has a time'})")
     anchor = min(int(columns["start_ns"].min()) for columns in timed)
     end = max(int((columns["start_ns"] + columns["duration_ns"]).max()) for columns in timed)
     device = _device(groups["kernels"], groups["runtime"])

@@ -34,7 +34,8 @@ def _is_kineto(head: Head) -> bool:
 def _load(path: Path, *, max_bytes: int, progress: Progress | None) -> xr.DataTree:
     from mlscope_lab.trace.importers.chrome_columns import Collector
     from mlscope_lab.trace.importers.chrome_run import run_of
-    from mlscope_lab.trace.importers.json_text import Pieces, TraceText
+    from mlscope_lab.trace.importers.json_text import TraceText
+    from mlscope_lab.trace.importers.pieces import Pieces
 
     collector = Collector()
     with Pieces(path, max_bytes=max_bytes, progress=progress) as pieces:

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import gzip
-import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
-from mlscope_lab.errors import InputError, MlscopeError
 from mlscope_lab.store import Store
 from mlscope_lab.trace.events import table_of
-from mlscope_lab.trace.importers import detect_format, import_trace
+from mlscope_lab.trace.importers import import_trace
 from mlscope_lab.trace.validate import validate
 from tests.trace.importers import plain_reference as reference
 
