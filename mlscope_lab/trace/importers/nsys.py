@@ -35,7 +35,7 @@ __all__ = ["NSYS"]
 _INT = npt.NDArray[np.int64]
 _Columns = dict[str, _INT]
 _MAGIC = b"SQLite format 3\0"
-_MOST_ROWS = 20_000_000
+_MOST_ROWS = 10_000_000
 _MOST_TEXT = 256 << 20
 _LONGEST_TEXT = 1 << 20
 _LATEST_NS = 1 << 62
@@ -351,7 +351,7 @@ def _load(
         data = _Database(path)
         with closing(data.connection):
             run = _run(path, data)
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged, or not an export of Nsight Systems: {error}") from error
     if progress is not None:
         progress(size, size)

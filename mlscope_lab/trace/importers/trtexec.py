@@ -35,8 +35,10 @@ _LARGEST = 64 << 20
 _MOST_LAYERS = 200_000
 _LONGEST_MS = 1e9
 _DATATYPES = (
-    ("FP32", "float32"), ("FP16", "float16"), ("BF16", "bfloat16"), ("INT64", "int64"), ("INT32", "int32"),
-    ("INT8", "int8"), ("UINT8", "uint8"), ("FP8", "float8"), ("INT4", "int4"), ("BOOL", "bool"),
+    # searched in this order, because some names hold others
+    ("BF16", "bfloat16"), ("BFLOAT16", "bfloat16"), ("FP32", "float32"), ("FLOAT", "float32"), ("FP16", "float16"),
+    ("HALF", "float16"), ("FP8", "float8"), ("INT64", "int64"), ("INT32", "int32"), ("UINT8", "uint8"),
+    ("INT8", "int8"), ("INT4", "int4"), ("BOOL", "bool"),
 )  # fmt: skip
 _TOLD = {
     "total_ns": "sum over all iterations", "average_ns": "average over iterations",
