@@ -61,7 +61,6 @@ def _pytorch(threads: int, sets: dict[str, int], seconds: float) -> Iterator[Ker
     import torch
 
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     for level, total in sets.items():
         elements = total // 3 // 4
         a, b, c = (torch.ones(elements) for _ in range(3))
