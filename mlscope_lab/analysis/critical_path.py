@@ -10,6 +10,7 @@ time of which nothing is known is "host" without a name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from mlscope_lab.analysis.tables import NO_LAYER, run_attrs, table, texts
 from mlscope_lab.analysis.work import Rows, Work, events_of, layer_labels, work_of
-from mlscope_lab.errors import InputError, SchemaError
+from mlscope_lab.errors import InputError
 from mlscope_lab.trace import schema
 
 if TYPE_CHECKING:
@@ -105,48 +106,75 @@ def critical_path(run: xr.DataTree, *, iteration: int | None = None) -> xr.Datas
     work = work_of(run)
     if work.group == schema.COUNTERS:  # ranges of counters follow one another: what they wait for is the measuring
         work = work_of(run, group=schema.OPERATORS)
-    of_pass, number, bounds = _window(run, work, iteration)
+    window = _window(run, work, iteration)
     threads: dict[str, int] = {}
-    device, calls = _device(run, work, of_pass, number, threads)
-    host = _host(run, of_pass, number, threads)
-    window = bounds or _span(device, calls, host)
+    device, calls = _device(run, work, window, threads)
+    host = _host(run, window, threads)
     path = _walk(device, calls, host, window)
-    return _as_dataset(run, work, path, device, host, number, window)
+    return _as_dataset(run, work, path, device, host, window)
 
 
-def _window(run: xr.DataTree, work: Work, iteration: int | None) -> tuple[int, int, tuple[int, int] | None]:
-    """Return the pass, the iteration in it (-2: all), and its bounds where the layers tell them."""
-    passes = work.rows.column("pass_index")
-    of_pass = int(passes.min())
-    own = work.rows.column("iteration")[passes == of_pass]
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """One iteration of one pass, and its bounds."""
+
+    of_pass: int
+    iteration: int  # -1: no iteration is marked, the whole counts as one
+    first: int
+    last: int
+
+    def overlapping(self, rows: Rows) -> npt.NDArray[np.intp]:
+        """Return which events of the pass happen within the bounds, whatever iteration they belong to."""
+        start = rows.column("start_ns")
+        inside = (rows.column("pass_index") == self.of_pass) & (start < self.last)
+        return np.flatnonzero(inside & (start + rows.column("duration_ns") > self.first))
+
+
+def _window(run: xr.DataTree, work: Work, iteration: int | None) -> _Window:
+    of_pass = int(work.rows.column("pass_index").min())
+    groups = [rows for name in (schema.KERNELS, schema.RUNTIME, schema.OPERATORS)
+              if (rows := events_of(run, name, of_pass=of_pass)) is not None]  # fmt: skip
+    own = work.rows.column("iteration")[work.rows.column("pass_index") == of_pass]
     known = np.unique(own[own >= 0])
     if not len(known):
         if iteration not in (None, 0):
             raise InputError(f"iteration must be 0: no iteration is marked in pass {of_pass}, the whole counts as one")
-        return of_pass, -2, None
+        return _Window(of_pass=of_pass, iteration=-1, **_bounds(groups, of_pass, -1))
     if iteration is not None and iteration not in known:
         raise InputError(f"iteration must be one of {known[0]} to {known[-1]}, not {iteration}")
-    layers = run.children.get(schema.LAYERS)
-    if layers is not None:
-        data = layers.dataset
-        rows = np.flatnonzero(data["pass_index"].values == of_pass)
-        if len(rows) > int(known[-1]):
-            begin, length = data["iteration_start_ns"].values[rows], data["pass_duration_ns"].values[rows]
-            if iteration is None:
-                iteration = int(known[np.argsort(length[known], kind="stable")[len(known) // 2]])
-            return of_pass, iteration, (int(begin[iteration]), int(begin[iteration] + length[iteration]))
+    bounds = _of_layers(run, of_pass, known)
+    if not bounds:
+        bounds = {int(n): _bounds(groups, of_pass, int(n)) for n in (known if iteration is None else [iteration])}
     if iteration is None:
-        start, end = work.start[passes == of_pass], (work.start + work.length)[passes == of_pass]
-        spans = [int(end[own == n].max() - start[own == n].min()) for n in known]
-        iteration = int(known[np.argsort(spans, kind="stable")[len(spans) // 2]])
-    return of_pass, iteration, None
+        by_length = sorted(bounds, key=lambda n: bounds[n]["last"] - bounds[n]["first"])
+        iteration = by_length[len(by_length) // 2]
+    return _Window(of_pass=of_pass, iteration=iteration, **bounds[iteration])
 
 
-def _chosen(rows: Rows, of_pass: int, number: int) -> npt.NDArray[np.intp]:
-    inside = rows.column("pass_index") == of_pass
-    if number >= 0:
-        inside &= rows.column("iteration") == number
-    return np.flatnonzero(inside)
+def _of_layers(run: xr.DataTree, of_pass: int, known: npt.NDArray[Any]) -> dict[int, dict[str, int]]:
+    """Return the bounds of the iterations where the layers of the pass tell them, else nothing."""
+    layers = run.children.get(schema.LAYERS)
+    if layers is None:
+        return {}
+    at = np.flatnonzero(layers.dataset["pass_index"].values == of_pass)
+    if len(at) <= int(known[-1]):
+        return {}
+    begin, length = (layers.dataset[name].values[at] for name in ("iteration_start_ns", "pass_duration_ns"))
+    return {int(n): {"first": int(begin[n]), "last": int(begin[n] + length[n])} for n in known}
+
+
+def _bounds(groups: Sequence[Rows], of_pass: int, iteration: int) -> dict[str, int]:
+    """Return the first start and the last end of the events of an iteration."""
+    firsts, lasts = [], []
+    for rows in groups:
+        inside = rows.column("pass_index") == of_pass
+        if iteration >= 0:
+            inside &= rows.column("iteration") == iteration
+        if inside.any():
+            start = rows.column("start_ns")[inside]
+            firsts.append(int(start.min()))
+            lasts.append(int((start + rows.column("duration_ns")[inside]).max()))
+    return {"first": min(firsts), "last": max(lasts)}
 
 
 def _threads(rows: Rows, at: npt.NDArray[np.intp], known: dict[str, int]) -> Ints:
@@ -155,15 +183,16 @@ def _threads(rows: Rows, at: npt.NDArray[np.intp], known: dict[str, int]) -> Int
     return np.asarray(number[rows.column("thread_code")[at]], dtype=np.int64)
 
 
-def _device(run: xr.DataTree, work: Work, of_pass: int, number: int, threads: dict[str, int]) -> tuple[_Device, _Calls]:
+def _device(run: xr.DataTree, work: Work, window: _Window, threads: dict[str, int]) -> tuple[_Device, _Calls]:
     none, names = np.zeros(0, dtype=np.int64), texts([])
     calls = _Calls(start=none, end=none, thread=none, waits=np.zeros(0, dtype=bool))
     if work.group != schema.KERNELS:
         return _Device(start=none, end=none, name=names, layer=none, before=none, call=none), calls
     place = np.full(1, -1, dtype=np.int64)
-    rows = events_of(run, schema.RUNTIME, of_pass=of_pass)
+    rows = events_of(run, schema.RUNTIME, of_pass=window.of_pass)
     if rows is not None:
-        of_calls = _chosen(rows, of_pass, number)
+        # a kernel may have been launched long before the window in which it runs
+        of_calls = np.flatnonzero(rows.column("start_ns") < window.last)
         place = np.full(rows.data.sizes["call"] + 1, -1, dtype=np.int64)
         place[of_calls if rows.rows is None else rows.rows[of_calls]] = np.arange(len(of_calls))
         start = rows.column("start_ns")[of_calls]
@@ -174,7 +203,7 @@ def _device(run: xr.DataTree, work: Work, of_pass: int, number: int, threads: di
             thread=_threads(rows, of_calls, threads),
             waits=waits[rows.column("name_code")[of_calls]],
         )  # fmt: skip
-    at = _chosen(work.rows, of_pass, number)
+    at = window.overlapping(work.rows)
     at = at[np.argsort(work.start[at], kind="stable")]
     lane = (work.rows.column("device")[at].astype(np.int64) << 32) + work.rows.column("stream")[at]
     order = np.argsort(lane, kind="stable")
@@ -190,9 +219,9 @@ def _device(run: xr.DataTree, work: Work, of_pass: int, number: int, threads: di
     return device, calls
 
 
-def _host(run: xr.DataTree, of_pass: int, number: int, threads: dict[str, int]) -> _Host:
-    rows = events_of(run, schema.OPERATORS, of_pass=of_pass)
-    at = np.zeros(0, dtype=np.intp) if rows is None else _chosen(rows, of_pass, number)
+def _host(run: xr.DataTree, window: _Window, threads: dict[str, int]) -> _Host:
+    rows = events_of(run, schema.OPERATORS, of_pass=window.of_pass)
+    at = np.zeros(0, dtype=np.intp) if rows is None else window.overlapping(rows)
     if rows is None or not len(at):
         none = np.zeros(0, dtype=np.int64)
         return _Host(start=none, end=none, thread=none, name=texts([]), layer=none, parent=none)
@@ -207,28 +236,21 @@ def _host(run: xr.DataTree, of_pass: int, number: int, threads: dict[str, int]) 
     )  # fmt: skip
 
 
-def _span(device: _Device, calls: _Calls, host: _Host) -> tuple[int, int]:
-    everything: tuple[_Device | _Host | _Calls, ...] = (device, host, calls)
-    parts = [p for p in everything if len(p.start)]
-    if not parts:
-        raise SchemaError("The iteration holds neither kernels nor operators")
-    return min(int(p.start.min()) for p in parts), max(int(p.end.max()) for p in parts)
-
-
-def _walk(device: _Device, calls: _Calls, host: _Host, window: tuple[int, int]) -> _Path:
+def _walk(device: _Device, calls: _Calls, host: _Host, window: _Window) -> _Path:
     """Walk from the end of the window to its start."""
-    path, (first, now) = _Path(), window
+    path, first, now = _Path(), window.first, window.last
     starts, ends, before, call = (v.tolist() for v in (device.start, device.end, device.before, device.call))
     call_end, call_thread = calls.end.tolist(), calls.thread.tolist()
     kernel_of = _waited_for(device, calls)
     waiting = {int(t): _Waits.of(calls, kernel_of, int(t)) for t in np.unique(calls.thread[kernel_of >= 0])}
     kernel, thread = -1, _last_thread(calls, host, now)
-    if len(device.end) and int(device.end.max()) >= max((int(e.end.max()) for e in (calls, host) if len(e.end)),
-                                                        default=first):  # fmt: skip
+    done = np.where(device.end <= now, device.end, first)
+    busy = max((int(np.minimum(e.end, now).max()) for e in (calls, host) if len(e.end)), default=first)
+    if len(done) and int(done.max()) >= busy:
         # nothing on the host was seen to wait for the last kernel: what follows it is the host's all the same
-        kernel = int(np.argmax(device.end))
-        path.add(_HOST, thread, min(ends[kernel], now), now)
-        now = min(ends[kernel], now)
+        kernel = int(np.argmax(done))
+        path.add(_HOST, thread, ends[kernel], now)
+        now = ends[kernel]
     seen: set[int] = set()
     while now > first:
         if kernel < 0:  # on the host, until the call that waited for a kernel
@@ -327,9 +349,7 @@ def _host_pieces(host: _Host, thread: int, start: int, end: int, known: dict[int
     return [(o, a, b) for o, a, b in zip(on, cuts[:-1], cuts[1:], strict=True) if b > a]
 
 
-def _as_dataset(
-    run: xr.DataTree, work: Work, path: _Path, device: _Device, host: _Host, number: int, window: tuple[int, int]
-) -> xr.Dataset:
+def _as_dataset(run: xr.DataTree, work: Work, path: _Path, device: _Device, host: _Host, window: _Window) -> xr.Dataset:
     known: dict[int, tuple[Ints, Ints]] = {}
     rows: list[tuple[int, str, int, int, int]] = []
     beginnings = {int(t): int(host.start[host.thread == t].min()) for t in np.unique(host.thread)}
@@ -355,8 +375,8 @@ def _as_dataset(
         "layer": texts([labels[row[2]] if row[2] >= 0 else NO_LAYER for row in rows]),
         "start_ns": start_ns, "duration_ns": duration,
     }  # fmt: skip
-    scalars = {"path_ns": window[1] - window[0]}
+    scalars = {"path_ns": window.last - window.first}
     scalars |= {f"{name}_ns": int(duration[kinds == code].sum()) for code, name in enumerate(KINDS)}
     return table("segment", np.arange(len(rows)), columns, scalars=scalars,
-                 attrs=run_attrs(run, source=work.source, level=work.rows.level, iteration=number if number >= 0 else
-                                 "the whole"))  # fmt: skip
+                 attrs=run_attrs(run, source=work.source, level=work.rows.level,
+                                 iteration=window.iteration if window.iteration >= 0 else "the whole"))  # fmt: skip

@@ -57,9 +57,9 @@ def layer_data(run: xr.DataTree) -> xr.Dataset:
     """
     if schema.LAYERS not in run.children:
         reason = (run.attrs.get("unavailable") or {}).get("layers", "it was recorded at level 'model'")
-        raise SchemaError(
-            f"Run {run.attrs.get('run_id', '?')} has no layers: {reason}. Profile again with level='layer'."
-        )
+        measured = run.attrs.get("origin", "measured") == "measured"
+        advice = " Profile again with level='layer'." if measured else ""
+        raise SchemaError(f"Run {run.attrs.get('run_id', '?')} has no layers: {reason}.{advice}")
     return shallowest_pass(run)
 
 

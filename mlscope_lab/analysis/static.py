@@ -334,6 +334,9 @@ _FAMILIES = (
 )
 
 
+_PRODUCTS = ("convolution", "matrix product")
+
+
 def _family(kind: str) -> str:
     lowered = kind.lower()
     return next((family for family, words in _FAMILIES if any(word in lowered for word in words)), lowered)
@@ -346,6 +349,7 @@ class _Join:
         self._cost = cost
         self.names: list[str] = [str(name) for name in cost["layer"].values]
         self._types: list[str] = [str(kind) for kind in cost["type"].values]
+        self._macs: list[int] = cost["macs"].values.tolist()
         self._row = {name: row for row, name in enumerate(self.names)}
         self._of_scope: dict[str, list[int]] = defaultdict(list)
         for row, (name, scope) in enumerate(zip(self.names, cost["scope"].values, strict=True)):
@@ -371,7 +375,7 @@ class _Join:
         names, sources = data["name"].values, data["sources"].values
         for row in range(count):
             parts = [part for part in str(sources[row]).split(";") if part]
-            self._claim(taken, how, row, [self._row[part] for part in parts if part in self._row], "sources")
+            self._claim(taken, how, row, [r for r in map(self._source, parts) if r >= 0], "sources")
         for row in range(count):
             if not taken[row] and str(names[row]) in self._row:
                 self._claim(taken, how, row, [self._row[str(names[row])]], "name")
@@ -383,7 +387,9 @@ class _Join:
         for scope, rows in groups.items():
             open_rows = [r for r in self._of_scope.get(scope, ()) if r not in self._claimed]
             if len(rows) == 1:
-                self._claim(taken, how, rows[0], open_rows, "scope")
+                product = _family(types[rows[0]]) in _PRODUCTS
+                if not product or any(self._macs[r] > 0 for r in open_rows):  # else its product has another scope
+                    self._claim(taken, how, rows[0], open_rows, "scope")
                 continue
             for cost_row in open_rows:
                 fits = [row for row in rows if _family(types[row]) == _family(self._types[cost_row])]
@@ -391,6 +397,12 @@ class _Join:
                     free = [row for row in fits if not taken[row]]
                     self._claim(taken, how, (free or fits)[0], [cost_row], "scope")
         return taken, how
+
+    def _source(self, name: str) -> int:
+        """Return the row of a source node, or of the layer that a framework's own node belongs to by its path."""
+        while name and name not in self._row:
+            name = name.rpartition("/")[0]
+        return self._row.get(name, -1)
 
     def _claim(self, taken: list[list[int]], how: list[str], row: int, rows: Sequence[int], by: str) -> None:
         fresh = [r for r in dict.fromkeys(rows) if r not in self._claimed]

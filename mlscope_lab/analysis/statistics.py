@@ -50,10 +50,12 @@ class Interval:
 @lru_cache(maxsize=256)
 def _ranks(n: int, confidence: float) -> tuple[int, float] | None:
     """Return (d, weight): the bounds lie between the d-th and the next order statistic from either end."""
-    from scipy.stats import binom
+    if 1.0 - 2.0 * 0.5**n < confidence:  # not even the extremes are far enough apart
+        return None
+    from scipy.special import bdtr  # the binomial's distribution; scipy.stats takes a second to import
 
     # (x_d, x_{n+1-d}) covers the median with probability 1 - 2 P(Binomial(n, 1/2) <= d - 1)
-    covers = 1.0 - 2.0 * binom.cdf(np.arange(n // 2), n, 0.5)
+    covers = 1.0 - 2.0 * bdtr(np.arange(n // 2, dtype=np.float64), n, 0.5)
     wide_enough = np.flatnonzero(covers >= confidence)
     if not len(wide_enough):
         return None
@@ -161,9 +163,9 @@ def geometric_interval(medians: Values, confidence: float = CONFIDENCE) -> Inter
     centre = float(np.exp(logs.mean())) if n else math.nan
     if n < 2:
         return Interval(centre=centre, low=math.nan, high=math.nan, confidence=confidence, n=n)
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantiles of the t distribution
 
-    half = float(t.ppf(0.5 + confidence / 2, n - 1)) * float(logs.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * float(logs.std(ddof=1)) / math.sqrt(n)
     return Interval(
         centre=centre, low=centre * math.exp(-half), high=centre * math.exp(half), confidence=confidence, n=n
     )

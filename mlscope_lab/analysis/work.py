@@ -9,7 +9,7 @@ one adds would count to the work.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +258,15 @@ def _layers_of(rows: Rows, run: xr.DataTree) -> npt.NDArray[np.int32]:
     return found
 
 
+def _around_kernels(rows: Rows) -> Rows | None:
+    """Leave out the ranges that count the whole process: they are no kernel's; None if these are all."""
+    process = np.flatnonzero(rows.table("category") == "process")
+    here = np.flatnonzero(~np.isin(rows.column("category_code"), process))
+    if len(here) == len(rows):
+        return rows
+    return replace(rows, rows=here if rows.rows is None else rows.rows[here]) if len(here) else None
+
+
 def work_of(run: xr.DataTree, *, group: str | None = None, deepest: bool = False) -> Work:
     """Return the kernels of a run, or what stands for them.
 
@@ -277,6 +286,8 @@ def work_of(run: xr.DataTree, *, group: str | None = None, deepest: bool = False
     """
     for name in _SOURCES if group is None else (group,):
         rows = events_of(run, name, deepest=deepest)
+        if rows is not None and name == schema.COUNTERS:
+            rows = _around_kernels(rows)
         if rows is None:
             continue
         start, duration = rows.column("start_ns"), rows.column("duration_ns")
