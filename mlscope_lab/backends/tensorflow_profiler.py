@@ -38,6 +38,7 @@ _KINDS = {
     "MemoryAllocation": "memory",
     "MemoryDeallocation": "memory",
 }
+_NOTED = frozenset({"done", "propagation", "memory"})
 _DETAILED = frozenset({"propagation", "executor", "session", "memory"})
 
 
@@ -61,7 +62,7 @@ class HostEvent:
     thread
         Name of the thread.
     stats
-        What the profiler noted with it.
+        What the profiler noted with it, of the kinds "done", "propagation" and "memory".
     """
 
     kind: str
@@ -167,7 +168,7 @@ def read_profile(folder: Path, *, details: bool = False) -> Iterator[HostEvent]:
     folder
         What `HostProfiler.stop` returned.
     details
-        Give what the executor and the allocators did too, and what is noted with each event.
+        Give what the executor and the allocators did too.
 
     Raises
     ------
@@ -216,7 +217,7 @@ def _events(plane: Any, begin: int, details: bool) -> Iterator[HostEvent]:
             if known is None:
                 continue
             start = base + event.offset_ps // 1000
-            noted = _noted(event.stats, names) if details or known[0] == "done" else {}
+            noted = _noted(event.stats, names) if known[0] in _NOTED else {}
             yield HostEvent(
                 kind=known[0], name=known[1], op=known[2], start=start, stop=start + event.duration_ps // 1000,
                 thread=thread, stats=noted,

@@ -93,6 +93,7 @@ class Recorder:
     ) -> None:
         self._tf = tf
         self._operators = operators
+        self._device = place
         self._frozen = Frozen(tf, opened, place)
         self.digest = "sha256:" + hashlib.sha256(self._frozen.definition).hexdigest()
         v1 = tf.compat.v1
@@ -249,6 +250,10 @@ class Recorder:
         unavailable = {}
         if self._why_not:
             unavailable["TensorFlow's profiler"] = f"{self._why_not}. Step statistics timed the nodes, which cost more"
+        if self._device is not None and "GPU" in self._device:
+            unavailable["device times of layers"] = (
+                "TensorFlow times its nodes on the host: on a GPU that is their launch, not their work"
+            )
         dropped, reason = _dropped(steps, layers)
         if reason:
             unavailable["layers"] = reason

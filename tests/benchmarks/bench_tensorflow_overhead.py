@@ -1,9 +1,9 @@
-"""What our TensorFlow session costs over the bare concrete function, and its layer trace over the bare frozen graph.
+"""What our TensorFlow session costs over the bare concrete function, and its traces over the bare frozen graph.
 
     python -m tests.benchmarks.bench_tensorflow_overhead --model efficientnet-lite0.onnx --rounds 600 --json out.json
 
 `--model` is a SavedModel folder or an ONNX file, which is converted first; without it the ResNet-50 of the onnx package
-is. The bare call does what ours must: numpy in, tensors, the function, numpy out.
+is. The bare call does what ours must: numpy in, tensors, the function, numpy out. Traces are compared block by block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.artifacts import digest_of
-from mlscope_lab.backends.base import ModelFiles, Session, SessionOptions
+from mlscope_lab.backends.base import Level, ModelFiles, Session, SessionOptions
 from mlscope_lab.backends.tensorflow_ import TensorFlowBackend, load_tensorflow
 from tests.benchmarks._stats import Result, interleave, median_difference, median_ratio, report
 
@@ -90,7 +90,7 @@ def plain_pairs(path: Path, rounds: int, threads: int) -> Any:
         return interleave([lambda: session.predict(feeds), lambda: bare(feeds)], rounds=rounds)
 
 
-def traced_blocks(path: Path, blocks: int, threads: int) -> npt.NDArray[np.float64]:
+def traced_blocks(path: Path, blocks: int, threads: int, level: Level) -> npt.NDArray[np.float64]:
     """Time traced predicts and the same frozen graph run bare, in blocks that take turns.
 
     TensorFlow's profiler watches the whole process, so the bare graph must not run while a trace does. The bare graph
@@ -104,7 +104,7 @@ def traced_blocks(path: Path, blocks: int, threads: int) -> npt.NDArray[np.float
         out.
     """
     tf = load_tensorflow()
-    with TensorFlowBackend().open(files_of(path), SessionOptions(threads=threads, level="layer")) as session:
+    with TensorFlowBackend().open(files_of(path), SessionOptions(threads=threads, level=level)) as session:
         feeds, frozen = feeds_of(session), session._recorder._frozen  # type: ignore[attr-defined]
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1, use_per_session_threads=True
@@ -149,11 +149,15 @@ def measure(model: Path | None = None, *, rounds: int = 600, threads: int = 1) -
         what = "one node: predict less bare concrete function"
         results.append(Result(name=what, value=value, low=low, high=high, unit="us", target=15.0, n=20 * rounds))
         blocks = max(2, rounds // 5)
-        medians = traced_blocks(path, blocks, threads)
-        for column, other, target in ((1, "bare frozen graph", 1.10), (2, "the same call untraced", None)):
-            value, low, high = median_ratio(medians[:, 0], medians[:, column])
-            what = f"{path.stem}: traced predict over {other}, blocks of {_BLOCK}"
-            results.append(Result(name=what, value=value, low=low, high=high, unit="ratio", target=target, n=blocks))
+        levels: tuple[Level, ...] = ("layer", "operator")
+        for level in levels:
+            medians = traced_blocks(path, blocks, threads, level)
+            for column, other, target in ((1, "bare frozen graph", 1.10), (2, "the same call untraced", None)):
+                value, low, high = median_ratio(medians[:, 0], medians[:, column])
+                what = f"{path.stem}: {level} pass over {other}"
+                results.append(
+                    Result(name=what, value=value, low=low, high=high, unit="ratio", target=target, n=blocks)
+                )
     return [r.as_dict() for r in results]
 
 
