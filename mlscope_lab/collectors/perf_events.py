@@ -242,10 +242,12 @@ class PerfEvents(Collector):
         end = time.perf_counter_ns()
         columns: dict[str, npt.NDArray[Any]] = {
             "name_code": np.zeros(1, dtype=np.int32),
+            "category_code": np.zeros(1, dtype=np.int32),
             "start_ns": np.array([self._begin], dtype=np.int64),
             "duration_ns": np.array([end - self._begin], dtype=np.int64),
         }
         attrs: dict[str, dict[str, str]] = {}
+        whole = len(columns)
         for event in EVENTS:
             descriptors = self._open[event.name]
             readings = [struct.unpack("=QQQ", os.read(descriptor, 24)) for descriptor in descriptors]
@@ -262,6 +264,7 @@ class PerfEvents(Collector):
                 "counted_share": f"{share:.4f}",
             }
         self._open = {}
-        if len(columns) == 3:
+        if len(columns) == whole:
             return {}
-        return {"counters": EventTable(columns=columns, tables={"name": ("pass",)}, variable_attrs=attrs)}
+        tables = {"name": ("pass",), "category": ("process",)}
+        return {"counters": EventTable(columns=columns, tables=tables, variable_attrs=attrs)}

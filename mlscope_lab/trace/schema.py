@@ -123,7 +123,8 @@ _COLUMNS: Final[dict[str, tuple[str, ...]]] = {
               "correlation", "runtime_index", "operator_index", "layer_index"),
     ANNOTATIONS: ("pass_index", "iteration", "name_code", "category_code", "thread_code", "start_ns", "duration_ns"),
     LINKS: ("pass_index", "kind_code", "source_index", "target_index"),
-    COUNTERS: ("pass_index", "name_code", "start_ns", "duration_ns", "correlation", "kernel_index"),
+    # of a range that counts the whole process the category is "process"; others are around one kernel each
+    COUNTERS: ("pass_index", "name_code", "category_code", "start_ns", "duration_ns", "correlation", "kernel_index"),
     MEMORY: ("pass_index", "iteration", "device_code", "time_ns", "bytes", "allocated_bytes", "layer_index"),
     POWER: ("pass_index", "device_code", "time_ns", "power_watts"),
 }  # fmt: skip

@@ -81,3 +81,12 @@ def test_a_run_without_either_says_the_way_out(flat):
     bare = synthetic_run(layers=0, unavailable={"kernels": "there is no GPU here"})
     with pytest.raises(SchemaError, match="there is no GPU here"):
         work_of(bare)
+
+
+def test_counts_of_the_whole_process_are_no_kernels(imported):
+    counted = [{"name": "pass", "category": "process", "start_ns": 0, "duration_ns": 10, "cycles": 1.0}]
+    operators = [{"name": "aten::add", "start_ns": 0, "duration_ns": 100}]
+    run = imported(counters=counted, operators=operators)
+    assert work_of(run).group == "operators"
+    with pytest.raises(SchemaError, match="has no counters"):
+        work_of(run, group="counters")
