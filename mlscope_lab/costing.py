@@ -51,8 +51,8 @@ def cost(
         Length of the first axis: a number, "given" for that of `input` (1 where nothing says it), or None to get
         polynomials in ``batch``.
     symbols
-        Lengths of other symbolic dimensions. Where `batch_size` is None, those not given stay symbols; otherwise a
-        published model's usual lengths are taken.
+        Lengths of other symbolic dimensions. Of those not given a published model's usual lengths are taken; where
+        `batch_size` is None they stay symbols, as far as the cost is a polynomial in them.
     settings, progress
         As for `mlscope_lab.profile`.
 
@@ -138,10 +138,13 @@ def _of_name(
     files = subject.files
     if files is None:
         raise UnsupportedModelError(f"'{subject.name}' has no files to count")
+    if files.derived_from is not None and files.format == "saved_model":  # the graph that it was made of says the same
+        subject = resolve(model, backend="onnxruntime", example=None, settings=settings, reporter=line)
+        files = subject.files or files
     specs = _specs(given)
     if specs is not None:
         files = replace(files, inputs=tuple(specs))
-    known = dict(symbols or {})
+    known, usual = dict(symbols or {}), {n: v for n, v in subject.symbols.items() if n != "batch"}
     if batch_size is not None:
-        known = {**{n: v for n, v in subject.symbols.items() if n != "batch"}, **known}
-    return cost_of_files(files, batch_size=batch_size, symbols=known)
+        known = {**usual, **known}
+    return cost_of_files(files, batch_size=batch_size, symbols=known, usual=usual)

@@ -33,6 +33,7 @@ def cost_of(
     name: str = "",
     batch_size: BatchSize = "given",
     symbols: Mapping[str, int] | None = None,
+    usual: Mapping[str, int] | None = None,
 ) -> CostTable:
     """Count a model.
 
@@ -50,6 +51,8 @@ def cost_of(
         to leave it the symbol "batch".
     symbols
         Lengths of other dimensions that are open; those not given stay symbols.
+    usual
+        Lengths to take, with a note, of symbols in which the cost is no polynomial.
 
     Raises
     ------
@@ -59,14 +62,17 @@ def cost_of(
     if isinstance(model, str | Path) or type(model).__module__.startswith("onnx."):
         from mlscope_lab.static.onnx_ import cost_of_onnx
 
-        return cost_of_onnx(model, name=name, batch_size=1 if batch_size == "given" else batch_size, symbols=symbols)
+        return cost_of_onnx(
+            model, inputs=inputs or (), name=name, batch_size=1 if batch_size == "given" else batch_size,
+            symbols=symbols, usual=usual,
+        )  # fmt: skip
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
     if keras is not None and isinstance(model, keras.Model):
         from mlscope_lab.static.keras_ import cost_of_keras
 
         specs, batch = (None, batch_size) if inputs is None else _batched(inputs, batch_size)
         return cost_of_keras(
-            model, inputs=specs, name=name, batch_size=1 if batch == "given" else batch, symbols=symbols
+            model, inputs=specs, name=name, batch_size=1 if batch == "given" else batch, symbols=symbols, usual=usual
         )
     if torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
         from mlscope_lab.static.torch_ import cost_of_torch
@@ -78,7 +84,7 @@ def cost_of(
             )
         specs, batch = _batched(inputs, batch_size)
         return cost_of_torch(
-            model, inputs=specs, name=name, batch_size=1 if batch == "given" else batch, symbols=symbols
+            model, inputs=specs, name=name, batch_size=1 if batch == "given" else batch, symbols=symbols, usual=usual
         )
     raise UnsupportedModelError(
         f"A static profile is made of ONNX files and models, torch modules and Keras models, not of a "
@@ -101,9 +107,13 @@ def _batched(inputs: Sequence[TensorSpec], batch_size: BatchSize) -> tuple[list[
 
 
 def cost_of_files(
-    files: ModelFiles, *, batch_size: BatchSize = "given", symbols: Mapping[str, int] | None = None
+    files: ModelFiles,
+    *,
+    batch_size: BatchSize = "given",
+    symbols: Mapping[str, int] | None = None,
+    usual: Mapping[str, int] | None = None,
 ) -> CostTable:
-    """Count a model file; the caller has checked that it is safe to open.
+    """Count a model file; the caller has checked that it is safe to open. Parameters as for `cost_of`.
 
     Raises
     ------
@@ -112,18 +122,22 @@ def cost_of_files(
     """
     declared = list(files.inputs) or None
     if files.format == "onnx":
-        return cost_of(files.path, name=files.name, batch_size=batch_size, symbols=symbols)
+        return cost_of(
+            files.path, inputs=declared, name=files.name, batch_size=batch_size, symbols=symbols, usual=usual
+        )
     if files.format == "keras":
         import keras
 
         model = keras.saving.load_model(files.path, compile=False, safe_mode=True)
-        return cost_of(model, name=files.name, inputs=None, batch_size=batch_size, symbols=symbols)
+        return cost_of(model, name=files.name, batch_size=batch_size, symbols=symbols, usual=usual)
     if files.format in {"torch_state_dict", "safetensors", "torchscript", "torch_exported"}:
         if declared is None:
             raise UnsupportedModelError(
                 f"{files.path.name} does not say what it is called with; give example arrays, or write a manifest"
             )
-        return cost_of(_module(files), inputs=declared, name=files.name, batch_size=batch_size, symbols=symbols)
+        return cost_of(
+            _module(files), inputs=declared, name=files.name, batch_size=batch_size, symbols=symbols, usual=usual
+        )
     raise UnsupportedModelError(
         f"'{files.name}' in format '{files.format}' holds no graph that is counted here. Ask for its ONNX, torch or "
         "Keras form (backend='onnxruntime' or 'pytorch')"

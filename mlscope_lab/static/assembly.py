@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mlscope_lab.errors import UnsupportedModelError
 from mlscope_lab.static.records import KINDS, CostTable, LayerCost, TensorShape
-from mlscope_lab.static.symbolic import Expression, Quantity, fit, largest
+from mlscope_lab.static.symbolic import Expression, NotPolynomialError, Quantity, fit, largest
 
 __all__ = ["Counted", "Lengths", "tabulate"]
 
@@ -42,7 +42,10 @@ class Lengths:
 
 
 def tabulate(
-    count: Callable[[Lengths], Counted], fixed: Mapping[str, int], *, first: Mapping[str, int] | None = None
+    count: Callable[[Lengths], Counted],
+    fixed: Mapping[str, int],
+    *,
+    usual: Mapping[str, int] | None = None,
 ) -> CostTable:
     """Return the table of a model, with polynomials in the symbols that have no length.
 
@@ -52,16 +55,15 @@ def tabulate(
         Counts the model at some lengths; which symbols there are shows when it asks for them.
     fixed
         Lengths that were given.
-    first
-        The least length to try of a symbol that has none, where 1 makes no sense.
+    usual
+        Lengths to take, with a note, of symbols in which the cost is no polynomial.
 
     Raises
     ------
     UnsupportedModelError
         If layers or quantities depend on a length in a way that is no polynomial.
     """
-    start = dict(first or {})
-    lengths = Lengths({**start, **fixed})
+    lengths = Lengths(fixed)
     here = count(lengths)
     symbols = [name for name in lengths.asked if name not in fixed]
     if not symbols:
@@ -71,12 +73,21 @@ def tabulate(
     def sample(at: Mapping[str, int]) -> list[int]:
         found = count(Lengths({**fixed, **at}))
         if _signature(found) != signature:
-            raise UnsupportedModelError(
-                f"The layers that run depend on {', '.join(symbols)}; give lengths: symbols={{'{symbols[0]}': 8}}"
+            raise NotPolynomialError(
+                f"The layers that run depend on {', '.join(symbols)}; give lengths: symbols={{'{symbols[-1]}': 8}}, or "
+                "batch_size for the batch"
             )
         return list(_flat(found))
 
-    values = iter(fit(sample, symbols, first=start))
+    try:
+        values = iter(fit(sample, symbols))
+    except UnsupportedModelError:
+        taken = {name: usual[name] for name in symbols if name in usual} if usual else {}
+        if not taken:
+            raise
+        table = tabulate(count, {**fixed, **taken})
+        told = ", ".join(f"{name} = {length}" for name, length in taken.items())
+        return replace(table, notes=(*table.notes, f"{told}: usual lengths, for the cost is no polynomial in them"))
     return replace(_filled(here, values), symbols=tuple(symbols))
 
 

@@ -34,6 +34,7 @@ def cost_of_keras(
     name: str = "",
     batch_size: int | None = 1,
     symbols: Mapping[str, int] | None = None,
+    usual: Mapping[str, int] | None = None,
 ) -> CostTable:
     """Count a Keras model at inference.
 
@@ -49,6 +50,8 @@ def cost_of_keras(
         Length of the first axis, None to leave it the symbol "batch".
     symbols
         Lengths of other axes that the model leaves open, called ``<input>.<axis>``.
+    usual
+        Lengths to take of symbols in which the cost is no polynomial.
 
     Raises
     ------
@@ -60,7 +63,7 @@ def cost_of_keras(
     fixed = dict(symbols or {})
     if batch_size is not None:
         fixed["batch"] = batch_size
-    return tabulate(lambda lengths: _Call(model, inputs, lengths, name or model.name).counted(), fixed)
+    return tabulate(lambda lengths: _Call(model, inputs, lengths, name or model.name).counted(), fixed, usual=usual)
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,12 @@ as often as it runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlscope_lab.backends.base import TensorSpec
 from mlscope_lab.errors import UnsupportedModelError
 from mlscope_lab.static.assembly import tabulate
 from mlscope_lab.static.onnx_walk import Walk, inputs_of
@@ -21,7 +22,13 @@ __all__ = ["cost_of_onnx"]
 
 
 def cost_of_onnx(
-    model: Any, *, name: str = "", batch_size: int | None = 1, symbols: Mapping[str, int] | None = None
+    model: Any,
+    *,
+    inputs: Sequence[TensorSpec] = (),
+    name: str = "",
+    batch_size: int | None = 1,
+    symbols: Mapping[str, int] | None = None,
+    usual: Mapping[str, int] | None = None,
 ) -> CostTable:
     """Count an ONNX model.
 
@@ -29,12 +36,16 @@ def cost_of_onnx(
     ----------
     model
         Path of a file, or an `onnx.ModelProto`. External data is not read, and refused if it lies outside the folder.
+    inputs
+        What is declared of its inputs; lengths and symbols count where the graph leaves a length open.
     name
         For the record; default the graph's.
     batch_size
         Length of the first axis of the inputs where the graph leaves it open; None leaves it the symbol "batch".
     symbols
         Lengths of other symbolic dimensions by name; those not given stay symbols.
+    usual
+        Lengths to take of symbols in which the cost is no polynomial.
 
     Raises
     ------
@@ -44,26 +55,21 @@ def cost_of_onnx(
         If its external data lies outside its folder.
     """
     proto = _loaded(model)
-    batch = _batch_symbol(proto)
-    fixed = {_spelled(proto, key): int(value) for key, value in (symbols or {}).items()}
-    if batch is None and batch_size not in {None, 1}:
-        told = ", ".join(f"{i.name}: {_dims(i.type)}" for i in inputs_of(proto)) or "none"
-        if not _fixes_batch(proto, batch_size or 1):
-            raise UnsupportedModelError(
-                f"The graph fixes the batch, so batch_size={batch_size} is not of this model (inputs: {told}). "
-                "Export it with a symbolic batch"
-            )
-    elif batch is not None and batch_size is not None:
+    shapes, batch = _shapes(proto, {spec.name: spec.shape for spec in inputs})
+    fixed = {"batch" if key == batch else key: int(value) for key, value in (symbols or {}).items()}
+    lengths_open = {n for shape in shapes.values() for n in shape if isinstance(n, str)}
+    if "batch" in lengths_open and batch_size is not None:
         fixed.setdefault("batch", batch_size)
-    table = tabulate(lambda lengths: Walk(proto, lengths, batch, name).counted(), fixed)
-    if batch is not None and batch != "batch":
-        renamed = f"batch is the dimension that the graph calls '{batch}'"
-        table = _noted(table, renamed) if "batch" in table.symbols else table
+    elif batch_size not in {None, 1} and not any(shape[:1] == (batch_size,) for shape in shapes.values()):
+        told = ", ".join(f"{key}: {list(shape)}" for key, shape in shapes.items()) or "none"
+        raise UnsupportedModelError(
+            f"The graph fixes the batch, so batch_size={batch_size} is not of this model (inputs: {told}). "
+            "Export it with a symbolic batch"
+        )
+    table = tabulate(lambda lengths: Walk(proto, lengths, shapes, name).counted(), fixed, usual=usual)
+    if batch not in {"", "batch"} and "batch" in table.symbols:
+        return replace(table, notes=(*table.notes, f"batch is the dimension that the graph calls '{batch}'"))
     return table
-
-
-def _noted(table: CostTable, note: str) -> CostTable:
-    return replace(table, notes=(*table.notes, note))
 
 
 def _loaded(model: Any) -> Any:
@@ -85,24 +91,29 @@ def _loaded(model: Any) -> Any:
     return proto
 
 
-def _dims(kind: Any) -> list[int | str]:
-    dims = kind.tensor_type.shape.dim
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+def _shapes(
+    proto: Any, declared: Mapping[str, Sequence[int | str | None] | None]
+) -> tuple[dict[str, tuple[int | str, ...]], str]:
+    """Return the inputs' shapes with a symbol for each open length, and the graph's own name of the batch.
 
-
-def _batch_symbol(proto: Any) -> str | None:
-    """Return the symbol on the first axis of the first input that has one there ("" if it has no name), else None."""
+    The batch is the open first axis of the first input that has one; every axis of that name is it.
+    """
+    shapes: dict[str, tuple[int | str, ...]] = {}
+    batch: str | None = None
     for value in inputs_of(proto):
+        told = declared.get(value.name)
         dims = value.type.tensor_type.shape.dim
-        if len(dims) and not dims[0].HasField("dim_value"):
-            return str(dims[0].dim_param)
-    return None
-
-
-def _fixes_batch(proto: Any, batch: int) -> bool:
-    """Tell whether the graph's inputs have this very batch."""
-    return any(dims[:1] == [batch] for dims in (_dims(value.type) for value in inputs_of(proto)))
-
-
-def _spelled(proto: Any, key: str) -> str:
-    return "batch" if key == _batch_symbol(proto) else key
+        told = told if told is not None and len(told) == len(dims) else [None] * len(dims)
+        shape: list[int | str] = []
+        for axis, (dim, known) in enumerate(zip(dims, told, strict=True)):
+            if dim.HasField("dim_value"):
+                shape.append(dim.dim_value)
+                continue
+            symbol = dim.dim_param if known is None else known
+            if axis == 0 and batch is None and not isinstance(symbol, int):
+                batch = symbol
+            if symbol == batch and (symbol or axis == 0):
+                symbol = "batch"
+            shape.append(symbol or f"{value.name}.{axis}")
+        shapes[value.name] = tuple(shape)
+    return shapes, batch or ""

@@ -225,14 +225,14 @@ _MOVES = (
     "Reshape ReverseSequence Scatter ScatterElements ScatterND SequenceAt SequenceConstruct SequenceEmpty "
     "SequenceErase SequenceInsert SequenceLength Shape Size Slice SpaceToDepth Split SplitToSequence Squeeze Tile "
     "Transpose Trilu Unique Unsqueeze CenterCropPad RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
-    "NonZero"
+    "NonZero BitCast TensorScatter"
 )
 _ELEMENTWISE = (
     "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Celu Clip "
     "Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN LeakyRelu "
     "Less LessOrEqual Log Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Sub Swish Tan Tanh ThresholdedRelu Where Xor QuantizeLinear DequantizeLinear "
-    "Bernoulli CumSum"
+    "Bernoulli CumSum CumProd"
 )
 _REDUCTIONS = (
     "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
@@ -282,6 +282,10 @@ _HANDLERS: Final[dict[str, _Handler]] = {
     "Upsample": _resize,
     "GridSample": _grid_sample,
     "TopK": _sorting,
+    "RotaryEmbedding": lambda call: formulas.elementwise(call.made(), 3),
+    "SwiGLU": lambda call: formulas.elementwise(call.made(), 2),
+    "NegativeLogLikelihoodLoss": _reduction,
+    "SoftmaxCrossEntropyLoss": lambda call: formulas.softmax(call.given(0)) + _reduction(call),
     "Dropout": _dropout,
     "DynamicQuantizeLinear": lambda call: formulas.elementwise(call.made()) + _reduction(call),
     "com.microsoft.FusedConv": _fused_convolution,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import ChainMap, Counter
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,10 +75,10 @@ class _Body:
 class Walk:
     """One walk over a graph with all lengths known."""
 
-    def __init__(self, proto: Any, lengths: Lengths, batch: str | None, name: str) -> None:
+    def __init__(self, proto: Any, lengths: Lengths, shapes: Mapping[str, Sequence[int | str]], name: str) -> None:
         self._proto = proto
         self._lengths = lengths
-        self._batch = batch
+        self._shapes = shapes
         self._name = name or proto.graph.name or "graph"
         self._opsets = {o.domain: o.version for o in proto.opset_import}
         self._rows: list[LayerCost] = []
@@ -112,11 +112,8 @@ class Walk:
         return Counted(table=table, live=body.live)
 
     def _set_lengths(self, kind: Any, name: str) -> None:
-        for axis, dim in enumerate(kind.tensor_type.shape.dim):
-            if dim.HasField("dim_value"):
-                continue
-            symbol = dim.dim_param or ("batch" if axis == 0 and self._batch == "" else f"{name}.{axis}")
-            dim.dim_value = self._lengths.of("batch" if dim.dim_param and dim.dim_param == self._batch else symbol)
+        for dim, length in zip(kind.tensor_type.shape.dim, self._shapes.get(name, ()), strict=False):
+            dim.dim_value = self._lengths.of(length) if isinstance(length, str) else length
 
     def _define(self, scope: _Scope, name: str, kind: Any) -> None:
         scope.types[name] = kind

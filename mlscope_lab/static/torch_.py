@@ -35,6 +35,7 @@ def cost_of_torch(
     name: str = "",
     batch_size: int | None = None,
     symbols: Mapping[str, int] | None = None,
+    usual: Mapping[str, int] | None = None,
 ) -> CostTable:
     """Count a torch module, scripted module or exported program in evaluation mode.
 
@@ -51,6 +52,8 @@ def cost_of_torch(
         Length of "batch", None to leave it a symbol.
     symbols
         Lengths of other symbols; those not given stay symbols.
+    usual
+        Lengths to take of symbols in which the cost is no polynomial.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def cost_of_torch(
     program = isinstance(module, torch.export.ExportedProgram)
     root = module.module() if program else getattr(module, "_orig_mod", module)
     label = name or (type(root).__name__ if not program else "exported program")
-    return tabulate(lambda lengths: _Run(root, inputs, lengths, label).counted(), fixed)
+    return tabulate(lambda lengths: _Run(root, inputs, lengths, label).counted(), fixed, usual=usual)
 
 
 @dataclass(kw_only=True)
