@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: help demo lab test check bench format clean
+.PHONY: help demo lab test check bench gpu-check format clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ format: $(VENV)/.stamp-test ## what check wants, done
 
 bench: $(VENV)/.stamp-test ## figures against the bare frameworks, as a table and JSON
 	@$(BIN)/python -m tests.benchmarks --json out/bench.json
+
+gpu-check: $(VENV)/.stamp-test ## what a CUDA device gives; says so where there is none
+	@$(BIN)/python -m tests.gpu
 
 clean: ## remove the environment and what was made
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache

@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -200,9 +200,11 @@ def add_primitives(operators: EventTable, primitives: Primitives, frame: Frame, 
         start + duration // 2 + frame.offset_ns, thread, columns["start_ns"], columns["duration_ns"],
         columns["thread_code"],
     )  # fmt: skip
+    start += frame.offset_ns
+    parent, start, duration = _within(start, duration, parent, columns)
     layer = np.append(columns["layer_index"], np.int32(-1))[parent]
     added: dict[str, npt.NDArray[Any]] = {
-        "start_ns": start + frame.offset_ns, "duration_ns": duration, "iteration": iteration, "thread_code": thread,
+        "start_ns": start, "duration_ns": duration, "iteration": iteration, "thread_code": thread,
         "parent_index": parent, "layer_index": layer,
         "category_code": np.full(n, len(tables["category"]), dtype=np.int32),
     }  # fmt: skip
@@ -222,3 +224,23 @@ def add_primitives(operators: EventTable, primitives: Primitives, frame: Frame, 
         columns[column] = np.concatenate([above, below.astype(above.dtype)])
     attrs = {**operators.attrs, "onednn_resolution_ns": RESOLUTION_NS}
     return EventTable(columns=columns, tables=tables, attrs=attrs, variable_attrs=operators.variable_attrs)
+
+
+def _within(
+    start: npt.NDArray[np.int64],
+    duration: npt.NDArray[np.int64],
+    parent: npt.NDArray[np.int32],
+    operators: Mapping[str, npt.NDArray[Any]],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the innermost operators that enclose primitives whole, and their times cut by the log's resolution."""
+    begin = np.append(operators["start_ns"], np.iinfo(np.int64).min // 2)
+    end = np.append(operators["start_ns"] + operators["duration_ns"], np.iinfo(np.int64).max // 2)
+    outer = np.append(operators["parent_index"], np.int32(-1))
+    while True:
+        outside = (start < begin[parent] - RESOLUTION_NS) | (start + duration > end[parent] + RESOLUTION_NS)
+        if not outside.any():
+            break
+        parent = np.where(outside, outer[parent], parent)
+    stop = np.minimum(start + duration, end[parent])
+    start = np.maximum(start, begin[parent])
+    return parent, start, np.maximum(stop - start, 0)

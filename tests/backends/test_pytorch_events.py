@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from decimal import Decimal
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from mlscope_lab.backends.pytorch_events import MARK_PREFIX, Frame, event_tables
-from mlscope_lab.backends.pytorch_kineto import Allocations, TraceColumns
+from mlscope_lab.backends.pytorch_events import MARK_PREFIX, event_tables
+from mlscope_lab.backends.pytorch_kineto import Allocations
 from mlscope_lab.trace.build import build_imported
 from mlscope_lab.trace.events import table_of
+from tests.gpu.recorded import columns, frame, load_recorded, nanoseconds, outermost
 
-TRACES = Path(__file__).parents[2].parent / "shared" / "data" / "cuda-traces"
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
-def columns(rows, flows=(), arguments=None):
-    """Make columns of (name, category, start, duration, device, thread, correlation, operator)."""
-    names = {row[0]: None for row in rows}
-    kinds = {row[1]: None for row in rows}
-    names, kinds = list(names), list(kinds)
-    table = np.array([row[2:] for row in rows], dtype=np.int64).reshape(-1, 6)
-    return TraceColumns(
-        names=tuple(names), name=np.array([names.index(row[0]) for row in rows], dtype=np.int32),
-        categories=tuple(kinds), category=np.array([kinds.index(row[1]) for row in rows], dtype=np.int32),
-        start_ns=table[:, 0], duration_ns=table[:, 1], device=table[:, 2], thread=table[:, 3],
-        correlation=table[:, 4], operator=table[:, 5],
-        flow=np.array(flows or np.zeros(len(rows)), dtype=np.int64), arguments=arguments or {},
-    )  # fmt: skip
-
-
-def frame(calls=(), iterations=(), offset=0):
-    """Make a frame of calls (start, duration, thread, layer) and iterations (start, duration)."""
-    calls = np.array(calls, dtype=np.int64).reshape(-1, 4)
-    iterations = np.array(iterations, dtype=np.int64).reshape(-1, 2)
-    return Frame(
-        start_ns=calls[:, 0], duration_ns=calls[:, 1], thread=calls[:, 2], layer=calls[:, 3].astype(np.int32),
-        iteration_start_ns=iterations[:, 0], iteration_duration_ns=iterations[:, 1], offset_ns=offset,
-    )  # fmt: skip
+def recorded(name):
+    try:
+        return load_recorded(name)
+    except FileNotFoundError as error:
+        pytest.skip(f"there is no {error.filename}")
 
 
 def op(name, start, duration, thread=1, operator=-1):
@@ -158,54 +135,6 @@ def test_nothing_recorded_is_an_empty_table():
 
 
 # -- recorded traces ------------------------------------------------------------------------------------------------
-
-
-def nanoseconds(text):
-    return int(Decimal(str(text)) * 1000)
-
-
-def recorded(name):
-    """Read a Chrome trace as columns, times exact; and its ranges named ProfilerStep as iterations."""
-    path = TRACES / name
-    if not path.exists():
-        pytest.skip(f"there is no {path}")
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        events = json.load(file, parse_float=Decimal)["traceEvents"]
-    rows, arguments, at, flows = [], {}, {}, {}
-    for event in events:
-        if event["ph"] != "X" or event.get("cat") == "Trace":
-            continue
-        args = event.get("args", {})
-        device = event["cat"].startswith(("kernel", "gpu_", "cuda_profiler", "cuda_sync"))
-        start = nanoseconds(event["ts"])
-        if device:
-            arguments[len(rows)] = {key: float(v) if isinstance(v, Decimal) else v for key, v in args.items()}
-        elif event["cat"] == "cpu_op":
-            at.setdefault((event["tid"], start), len(rows))
-        rows.append((
-            event["name"], event["cat"], start, nanoseconds(event["dur"]), event["pid"] if device else -1,
-            event["tid"], args.get("correlation", -1), args.get("External id", -1),
-        ))  # fmt: skip
-    for event in events:
-        if event.get("cat") == "fwdbwd":
-            row = at.get((event["tid"], nanoseconds(event["ts"])))
-            if row is not None:
-                flows[row] = event["id"]
-    return columns(rows, [flows.get(row, 0) for row in range(len(rows))], arguments), events
-
-
-def outermost(trace):
-    """Make a layer of every operator of the busiest thread that is inside no other."""
-    rows = np.flatnonzero(trace.of("cpu_op"))
-    threads, counts = np.unique(trace.thread[rows], return_counts=True)
-    rows = rows[trace.thread[rows] == threads[counts.argmax()]]
-    rows = rows[np.lexsort((-trace.duration_ns[rows], trace.start_ns[rows]))]
-    end, calls = -1, []
-    for row in rows.tolist():
-        if trace.start_ns[row] >= end:
-            end = trace.start_ns[row] + trace.duration_ns[row]
-            calls.append((trace.start_ns[row], trace.duration_ns[row], trace.thread[row], len(calls)))
-    return calls
 
 
 @pytest.mark.parametrize("name", ["ns_resolution_rank0.pt.trace.json.gz", "two_ranks_rank0.json.gz"])
