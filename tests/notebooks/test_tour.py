@@ -11,6 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 TOUR = [p for p in NOTEBOOKS if p.parent.name == "tour"]
+GPU_TRACE = ROOT.parent / "shared/data/cuda-traces/ns_resolution_rank0.pt.trace.json.gz"
+# what each notebook shows at least: figures, and words of its output
+SHOWN = {
+    "01-first-look": (3, ["Egyptian cat"]),
+    "03-read-any-trace": (0, ["aten::conv2d", "the same operators to the nanosecond"]),
+}
 
 
 def name_of(path: Path) -> str:
@@ -48,6 +54,8 @@ def test_tour_runs(path, tmp_path, monkeypatch):
     paths = [str(ROOT), str(ROOT / "widgets"), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("MLSCOPE_PATH", str(ROOT / "manifests"))
+    if GPU_TRACE.is_file():
+        monkeypatch.setenv("MLSCOPE_TOUR_TRACE", str(GPU_TRACE))
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
@@ -56,9 +64,11 @@ def test_tour_runs(path, tmp_path, monkeypatch):
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in shown if output.output_type == "error"]
     figures = [output for output in shown if "application/vnd.plotly.v1+json" in output.get("data", {})]
-    assert len(figures) >= 3
+    least, words = SHOWN.get(path.stem, (0, []))
+    assert len(figures) >= least
     text = "\n".join(
         str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", "")) for output in shown
     )
-    assert "Egyptian cat" in text
+    for word in words:
+        assert word in text
     assert not list(tmp_path.iterdir())
