@@ -228,10 +228,10 @@ def columns_of(results: Any, *, cuda: bool = False) -> TraceColumns:
         correlation=np.where(is_call, own, -1),
         operator=np.where(is_call, np.where(linked > 0, linked, -1), own),
     )
-    return _join(_take(host, ~host.of(*_DEVICE)), _device_columns(results.trace_activities()))
+    return _join(_take(host, ~host.of(*_DEVICE)), device_columns(results.trace_activities()))
 
 
-def _device_columns(activities: Iterable[Any]) -> TraceColumns:
+def device_columns(activities: Iterable[Any]) -> TraceColumns:
     """Read what ran on devices, with its arguments, from Kineto's activities."""
     found = [activity for activity in activities if activity.type() in _DEVICE]
     names, name = _interned([activity.name() for activity in found])

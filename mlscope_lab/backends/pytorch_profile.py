@@ -271,11 +271,15 @@ class ProfileTracer:
         shapes = np.array([texts.get(text, -1) for text in untimed.shapes], dtype=np.int32)
         codes = np.full(len(operators), -1, dtype=np.int32)
         thread_of = {text: code for code, text in enumerate(operators.tables["thread"])}
-        iteration, thread = operators.columns["iteration"], operators.columns["thread_code"]
-        for number, (text, (_, _, same)) in enumerate(zip(threads, self._kept.values(), strict=True)):
-            mine = np.flatnonzero((iteration == number) & (thread == thread_of.get(text, -1)))
-            if same and np.array_equal(operators.columns["name_code"][mine], names):
-                codes[mine] = shapes
+        home = np.array([*(thread_of.get(text, -1) for text in threads), -1], dtype=np.int32)
+        iteration = operators.columns["iteration"]
+        # operators stand by start, so those of an iteration stand together once other threads are left out
+        mine = np.flatnonzero((iteration >= 0) & (operators.columns["thread_code"] == home[iteration]))
+        bounds = np.searchsorted(iteration[mine], np.arange(len(threads) + 1))
+        for number, (_, _, same) in enumerate(self._kept.values()):
+            rows = mine[bounds[number] : bounds[number + 1]]
+            if same and np.array_equal(operators.columns["name_code"][rows], names):
+                codes[rows] = shapes
         return replace(
             operators, columns={**operators.columns, "shapes_code": codes},
             tables={**operators.tables, "shapes": tuple(texts)},

@@ -481,3 +481,51 @@ def test_a_run_in_a_process_of_its_own():
     assert (found["layer_index"].values >= 0).mean() > 0.5
     assert "onednn_primitive" in found["category_table"].values or "oneDNN primitives" in run.attrs["unavailable"]
     assert run["memory"].sizes["memory_sample"] > 0
+
+
+def test_ranges_for_tools_that_watch_from_outside_change_nothing():
+    from mlscope_lab.backends.pytorch_calls import ModuleCalls
+
+    module = Net().eval()
+    expected = module(torch.ones(2, 4))
+    calls = ModuleCalls(module, nvtx=True)
+    calls.attach()
+    try:
+        np.testing.assert_array_equal(module(torch.ones(2, 4)).detach(), expected.detach())
+        with pytest.raises(RuntimeError):
+            module(torch.ones(2, 5))
+    finally:
+        calls.detach()
+    assert not any("forward" in part.__dict__ for part in module.modules())
+
+
+def covered(intervals):
+    """Return the length of the union of (start, end)."""
+    total, until = 0, -1
+    for start, end in sorted(intervals):
+        total += max(end - max(start, until), 0)
+        until = max(until, end)
+    return total
+
+
+@pytest.mark.parametrize("module", ["efficientnet", "branches"])
+def test_layers_and_operators_never_cover_more_than_there_is(module):
+    if module == "efficientnet":
+        from mlscope_lab.architectures.efficientnet_lite import build
+
+        network, feeds = build(), {"x": np.zeros((1, 3, 64, 64), np.float32)}
+    else:
+        network, feeds = Branches(), vector()
+    trace = trace_of(network, feeds, feeds)
+    columns = trace.events["operators"].columns
+    leaf = ~np.isin(np.arange(len(trace.layers)), trace.layers.parent)
+    leaf &= np.array(trace.layers.type) != "functional"
+    for iteration in range(2):
+        ran = np.flatnonzero(leaf & (trace.start_ns[iteration] >= 0))
+        start = trace.start_ns[iteration, ran]
+        layers = covered(zip(start.tolist(), (start + trace.duration_ns[iteration, ran]).tolist(), strict=True))
+        assert 0 < layers <= trace.iteration_duration_ns[iteration]
+        mine = (columns["iteration"] == iteration) & np.isin(columns["layer_index"], ran)
+        ends = columns["start_ns"] + columns["duration_ns"]
+        spans = covered(zip(columns["start_ns"][mine].tolist(), ends[mine].tolist(), strict=True))
+        assert 0 < spans <= layers
