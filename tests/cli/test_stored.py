@@ -62,6 +62,32 @@ def test_exports(measured: Measured, tmp_path: Path) -> None:
     assert workspace.invoke("export", "latest", tmp_path / "x", "--to", "csv").exit_code == 2
 
 
+@pytest.mark.parametrize("form", ["perfetto", "chrome", "speedscope"])
+def test_exports_for_viewers(measured: Measured, tmp_path: Path, form: str) -> None:
+    workspace, said = measured
+    path = tmp_path / "run.json"
+    found = workspace.json("export", "latest", path, "--to", form)
+    assert found == {"run_id": said["run_id"], "format": form, "files": [str(path)]}
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text)
+    assert said["layers"]["slowest"][0]["layer"] in text
+    assert workspace.invoke("export", "latest", path, "--to", form).stdout == f"{path}\n"
+
+
+def test_an_export_that_cannot_be_says_why(measured: Measured, tmp_path: Path) -> None:
+    workspace = measured[0]
+    for place, form, words in (
+        (tmp_path, "perfetto", "is a folder; name a file"),
+        (tmp_path / "absent" / "x.json", "speedscope", "cannot be written"),
+        ("x.json", "otlp", "is not the address of a collector"),
+        ("http://127.0.0.1:1", "otlp", "Nothing answers at 127.0.0.1:1"),
+    ):
+        result = workspace.invoke("export", "latest", place, "--to", form)
+        assert result.exit_code == 1
+        assert words in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_report_is_one_page(measured: Measured, tmp_path: Path) -> None:
     workspace, said = measured
     found = workspace.json("report", "latest", "--output", tmp_path / "run.html")

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from mlscope_lab.errors import StoreError
 from mlscope_lab.store import Store, new_run_id
 from mlscope_lab.store.exports import from_netcdf, to_netcdf, to_parquet
-from mlscope_lab.testing import synthetic_pass
-from mlscope_lab.trace.build import build_run
+from mlscope_lab.testing import synthetic_pass, synthetic_run
+from mlscope_lab.trace.build import build_imported, build_run
+from mlscope_lab.trace.events import table_of
+from mlscope_lab.trace.records import EventTable
 
 
 @pytest.fixture
@@ -99,3 +101,73 @@ def test_any_run_survives_zarr_and_netcdf(tmp_path_factory, run_attrs, extra, sh
     xr.testing.assert_identical(opened, run)
     assert opened["outputs"]["text"].dtype == object
     xr.testing.assert_identical(from_netcdf(to_netcdf(opened, folder / "run.nc")), run)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return synthetic_run(deep=True, processes=2)
+
+
+def test_events_survive_netcdf(deep, tmp_path):
+    store = Store(tmp_path / "runs")
+    opened = store.open(store.save(deep))
+    back = from_netcdf(to_netcdf(opened, tmp_path / "run.nc"))
+    xr.testing.assert_identical(back, deep)
+    for group in ("kernels", "operators"):
+        assert {n: v.dtype for n, v in back[group].variables.items()} == {
+            n: v.dtype for n, v in deep[group].variables.items()
+        }
+
+
+def test_coded_text_is_a_dictionary_in_parquet(deep, tmp_path, monkeypatch):
+    import pandas as pd
+    from pyarrow import parquet, types
+
+    monkeypatch.setattr("mlscope_lab.store.exports._ROWS", 100)
+    to_parquet(deep, tmp_path / "tables")
+    file = parquet.ParquetFile(tmp_path / "tables" / "kernels.parquet")
+    assert file.num_row_groups == 3
+    assert types.is_dictionary(file.schema_arrow.field("name").type)
+    assert file.schema_arrow.field("layer_index").type == "int32"
+    frame = pd.read_parquet(tmp_path / "tables" / "kernels.parquet")
+    kernels = deep["kernels"].dataset
+    assert len(frame) == kernels.sizes["kernel"]
+    assert frame["name"].tolist() == table_of(kernels, "name")
+    np.testing.assert_array_equal(frame["start_ns"], kernels["start_ns"])
+    note = json.loads(file.schema_arrow.metadata[b"mlscope"])
+    assert note["variables"]["duration_ns"]["units"] == "ns"
+
+
+def test_text_that_is_not_known_is_null_in_parquet(tmp_path):
+    import pandas as pd
+
+    times = {"start_ns": np.arange(3), "duration_ns": np.ones(3, dtype=np.int64)}
+    table = EventTable(
+        columns={"name_code": np.array([1, -1, 0], dtype=np.int32), **times}, tables={"name": ("b", 'a"\n')}
+    )
+    for events in (
+        table,
+        EventTable(columns={"start_ns": np.zeros(0, np.int64), "duration_ns": np.zeros(0, np.int64)}),
+    ):
+        run = build_imported(attrs={"model": "m", "backend": "b"}, events={"operators": events}, wall_ns=3,
+                             level="operator")  # fmt: skip
+        to_parquet(run, tmp_path / "tables")
+        frame = pd.read_parquet(tmp_path / "tables" / "operators.parquet")
+        assert (
+            frame["name"].astype(object).where(frame["name"].notna(), None).tolist()
+            == ['a"\n', None, "b"][: len(events)]
+        )
+
+
+def test_tables_are_whole_or_not_there(deep, tmp_path, monkeypatch):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "mine.txt").write_text("mine")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlscope_lab.store.exports._write_events", full)
+    with pytest.raises(StoreError, match="cannot be written as Parquet"):
+        to_parquet(deep, tmp_path / "tables")
+    assert [p.name for p in tmp_path.iterdir()] == ["tables"]
+    assert [p.name for p in (tmp_path / "tables").iterdir()] == ["mine.txt"]
