@@ -114,7 +114,7 @@ class ModuleCalls:
         """Put the marks on."""
         from torch._C._profiler import _RecordFunctionFast as Mark
 
-        push, pop = self._nvtx or (None, None)
+        ranges = self._nvtx
 
         def enclose(code: int, forward: Forward) -> Forward:
             mark = f"{MARK_PREFIX}{code}"
@@ -124,6 +124,10 @@ class ModuleCalls:
                 with Mark(mark):  # one for each call, for a module may call itself
                     return forward(*args, **kwargs)
 
+            if ranges is None:
+                return scope
+            push, pop = ranges
+
             def ranged(*args: Any, **kwargs: Any) -> Any:
                 push(label)
                 try:
@@ -131,7 +135,7 @@ class ModuleCalls:
                 finally:
                     pop()
 
-            return ranged if push else scope
+            return ranged
 
         self._scopes.attach(enclose)
 
@@ -170,15 +174,15 @@ def _code(name: str) -> int:
     return int(number) if number != name and number.isdecimal() else -1
 
 
-def _nvtx_ranges() -> tuple[Callable[[str], Any], Callable[[], Any]]:
-    """Return what opens and closes an NVTX range; both do nothing where no tool listens."""
+def _nvtx_ranges() -> tuple[Callable[[str], Any], Callable[[], Any]] | None:
+    """Return what opens and closes an NVTX range, None if nothing here does; both are cheap where no tool listens."""
     if importlib.util.find_spec("nvtx") is not None:
         import nvtx
 
         return nvtx.push_range, nvtx.pop_range
     import torch
 
-    return torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop
+    return (torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop) if torch.cuda.is_available() else None
 
 
 class GraphCalls:

@@ -346,7 +346,7 @@ def _counters(
     }
     name, names = _coded(columns.names, columns.name[rows])
     n = len(rows)
-    table = {
+    table: dict[str, npt.NDArray[Any]] = {
         "name_code": name, "start_ns": columns.start_ns[rows] + frame.offset_ns,
         "duration_ns": columns.duration_ns[rows], "correlation": np.full(n, -1, dtype=np.int64),
         "kernel_index": np.full(n, -1, dtype=np.int32), **measured,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
 import threading
 import time
+import types
 import warnings
 
 import numpy as np
@@ -12,6 +17,7 @@ import pytest
 import mlscope_lab as ml
 from mlscope_lab.backends.base import SessionOptions
 from mlscope_lab.backends.pytorch_ import PyTorchBackend
+from mlscope_lab.backends.pytorch_calls import ModuleCalls
 from mlscope_lab.errors import SessionError
 from mlscope_lab.testing import check_layer_trace
 
@@ -483,17 +489,36 @@ def test_a_run_in_a_process_of_its_own():
     assert run["memory"].sizes["memory_sample"] > 0
 
 
-def test_ranges_for_tools_that_watch_from_outside_change_nothing():
-    from mlscope_lab.backends.pytorch_calls import ModuleCalls
+@pytest.mark.parametrize("how", ["the package", "torch", "neither"])
+def test_ranges_for_tools_that_watch_from_outside(how, monkeypatch):
+    pushed, depth = [], [0]
 
+    def push(label):
+        pushed.append(label)
+        depth[0] += 1
+
+    def pop():
+        depth[0] -= 1
+
+    package = types.ModuleType("nvtx")
+    package.push_range, package.pop_range = push, pop
+    package.__spec__ = importlib.machinery.ModuleSpec("nvtx", None)
+    monkeypatch.setitem(sys.modules, "nvtx", package if how == "the package" else None)
+    if how != "the package":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: how == "torch")
+        monkeypatch.setattr(torch.cuda.nvtx, "range_push", push)
+        monkeypatch.setattr(torch.cuda.nvtx, "range_pop", pop)
     module = Net().eval()
     expected = module(torch.ones(2, 4))
     calls = ModuleCalls(module, nvtx=True)
     calls.attach()
     try:
         np.testing.assert_array_equal(module(torch.ones(2, 4)).detach(), expected.detach())
+        assert pushed == ([] if how == "neither" else ["Net", "block", "block.0", "block.1", "fc"])
         with pytest.raises(RuntimeError):
             module(torch.ones(2, 5))
+        assert depth == [0]
     finally:
         calls.detach()
     assert not any("forward" in part.__dict__ for part in module.modules())
