@@ -39,6 +39,7 @@ def main() -> int:
         "bench_pytorch_operators": [],
         "bench_tensorflow_overhead": ["--model", paths["tensorflow"]],
         "bench_store": [],
+        "bench_analysis": [],
         "bench_memory": [],
         "bench_comparison": ["--pairs", str(options.pairs)],
     }
