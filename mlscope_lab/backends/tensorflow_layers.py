@@ -159,7 +159,7 @@ def _describe(run: NodeRun, described: Mapping[str, NodeRun], frozen: Frozen) ->
             shape, size = maker.outputs[index]
             shapes.append(shape)
             if maker.op == "Const" and not shape.startswith(("int32", "int64", "bool")):
-                weights += size
+                weights += max(size, 0)
     names = {text.lstrip("^").partition(":")[0] for text in found.inputs}
     sources = frozen.sources(run.name, run.op, names, set(described))
     return {

@@ -28,7 +28,7 @@ class NodeRun:
     inputs
         Names of the tensors that it reads.
     outputs
-        Text of type and shape, and bytes, of each tensor that it makes.
+        Text of type and shape, and bytes (-1 where unknown), of each tensor that it makes.
     allocated_bytes
         Bytes that its kernel asked for, -1 where unknown.
     allocations
@@ -57,7 +57,8 @@ class NodeRun:
     @property
     def output_bytes(self) -> int:
         """Bytes of all tensors that it makes, -1 where unknown."""
-        return sum(size for _, size in self.outputs) if self.outputs else -1
+        sizes = [size for _, size in self.outputs]
+        return sum(sizes) if sizes and min(sizes) >= 0 else -1
 
 
 def nest(runs: Sequence[NodeRun]) -> None:

@@ -17,6 +17,7 @@ from mlscope_lab.trace.records import EventTable
 __all__ = ["Operators", "annotations_of", "memory_of", "operators_of", "sizes_of"]
 
 _NODE, _BOOKKEEPING, _EXECUTOR = "tf_op", "bookkeeping", "executor"
+_PASSED_ON = "constants do not run: their rows are the time in which the executor passed their tensor on"
 
 
 @dataclass(slots=True)
@@ -95,13 +96,14 @@ def operators_of(
         for k in order:
             made[k].parent = place[made[k].parent]
             rows.append(made[k])
+    passed_on = any(event.kind == "propagation" for step in steps for event in step.others)
     return Operators(
-        table=_table(rows),
+        table=_table(rows, {"bookkeeping": _PASSED_ON} if passed_on else {}),
         allocations=[(k, row.iteration, when, size) for k, row in enumerate(rows) for when, size in row.allocations],
     )
 
 
-def _table(rows: Sequence[_Row]) -> EventTable:
+def _table(rows: Sequence[_Row], attrs: Mapping[str, str]) -> EventTable:
     names, name_table = intern_texts([row.name for row in rows])
     categories, category_table = intern_texts([row.category for row in rows])
     kinds, type_table = intern_texts([row.kind for row in rows])
@@ -123,6 +125,7 @@ def _table(rows: Sequence[_Row]) -> EventTable:
             "allocated_bytes": np.array([row.allocated_bytes for row in rows], dtype=np.int64),
         },
         tables={"name": name_table, "category": category_table, "type": type_table, "thread": thread_table},
+        attrs=attrs,
     )
 
 

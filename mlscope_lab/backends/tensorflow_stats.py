@@ -67,7 +67,7 @@ def read_step_stats(tf: Any, data: bytes, offset_ns: int, op_of: Callable[[str],
                     op=found["op"] if found else op_of(stats.node_name),
                     start=start,
                     stop=start + max(length, 0),
-                    thread=threads.get(stats.thread_id, "") or str(stats.thread_id),
+                    thread=threads.get(stats.thread_id, "") or (str(stats.thread_id) if stats.thread_id else ""),
                     inputs=tuple(i.strip() for i in found["inputs"].split(",") if i.strip()) if found else (),
                     outputs=tuple(_output(tf, o) for o in sorted(stats.output, key=lambda o: o.slot)),
                     allocated_bytes=sum(m.total_bytes for m in stats.memory),
@@ -89,8 +89,8 @@ def _output(tf: Any, output: Any) -> tuple[str, int]:
     description = output.tensor_description
     dtype = tf.as_dtype(description.dtype) if description.dtype else None
     if dtype is None:
-        return "", 0
+        return "", -1
     lengths = [d.size for d in description.shape.dim]
     text = f"{dtype.name}[{','.join(str(n) for n in lengths)}]"
     known = all(n >= 0 for n in lengths) and dtype.name not in {"string", "resource", "variant"}
-    return text, int(np.prod(lengths, dtype=np.int64)) * dtype.size if known else 0
+    return text, int(np.prod(lengths, dtype=np.int64)) * dtype.size if known else -1
