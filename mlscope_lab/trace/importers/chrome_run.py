@@ -12,12 +12,15 @@ import numpy.typing as npt
 from mlscope_lab.errors import InputError
 from mlscope_lab.trace.attribution import enclosing, iteration_at, launches, nest
 from mlscope_lab.trace.importers.chrome_columns import Collector, group_of
+from mlscope_lab.trace.importers.chrome_layers import module_layers
 from mlscope_lab.trace.importers.chrome_pairs import flow_links, paired
 from mlscope_lab.trace.importers.chrome_tables import event_tables
 from mlscope_lab.trace.importers.chrome_texts import decoded
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from mlscope_lab.trace.records import LayerTrace
 
 __all__ = ["run_of"]
 
@@ -40,6 +43,8 @@ class _Assembly:
         self.steps: tuple[_INT, _INT] = (none, none)
         self.kinds: tuple[str, ...] = ()
         self.single_flows = 0
+        self.layers: LayerTrace | None = None
+        self.no_layers = ""
 
     def groups(self) -> dict[str, _Columns]:
         """Return the columns of every group."""
@@ -55,7 +60,10 @@ class _Assembly:
             columns["operator_index"] = enclosing(columns["start_ns"], columns["track"], *spans)
         for columns in (operators, runtime, annotations, memory):
             columns["iteration"] = iteration_at(columns["start_ns"], *self.steps)
+        self.layers, operators["layer_index"], self.no_layers = module_layers(operators, self._names, self.steps)
         self._attribute(kernels, runtime)
+        for columns in (kernels, memory):
+            columns["layer_index"] = np.append(operators["layer_index"], np.int32(-1))[columns["operator_index"]]
         found = {"operators": operators, "runtime": runtime, "kernels": kernels, "annotations": annotations,
                  "counters": self._whole("counters"), "series": self._whole("series"), "memory": memory}  # fmt: skip
         found["links"], self.kinds, self.single_flows = flow_links(collector.tables["flows"], self._categories, found)
@@ -152,7 +160,7 @@ def run_of(collector: Collector, name: str, beside: Mapping[str, bytes], *, cut_
         "clock_anchor_unix_ns": base if isinstance(base, int) and 0 <= base < 1 << 63 else 0,
         "environment": _environment(beside, header),
         "warnings": [*assembly.warnings, *_warnings(collector, assembly.single_flows)],
-        "unavailable": _unavailable(set(tables), len(assembly.steps[0])),
+        "unavailable": _unavailable(set(tables), len(assembly.steps[0]), assembly.no_layers),
         "trace": {
             "events": collector.events,
             "dropped": dict(collector.dropped),
@@ -163,7 +171,7 @@ def run_of(collector: Collector, name: str, beside: Mapping[str, bytes], *, cut_
     }
     level = "hardware" if "counters" in tables else "kernel" if "kernels" in tables else "operator"
     return build_imported(
-        attrs=attrs, events=tables, anchor_ns=anchor, wall_ns=end - anchor, level=level,
+        attrs=attrs, events=tables, layers=assembly.layers, anchor_ns=anchor, wall_ns=end - anchor, level=level,
         dropped_events=sum(collector.dropped.values()), iterations=len(assembly.steps[0]),
     )  # fmt: skip
 
@@ -193,8 +201,10 @@ def _warnings(collector: Collector, single_flows: int) -> list[str]:
     return found
 
 
-def _unavailable(groups: set[str], steps: int) -> dict[str, str]:
-    found = {"latency": "a trace tells times under tracing only", "layers": "the trace does not tell layers"}
+def _unavailable(groups: set[str], steps: int, no_layers: str) -> dict[str, str]:
+    found = {"latency": "a trace tells times under tracing only"}
+    if no_layers:
+        found["layers"] = no_layers
     if "kernels" not in groups:
         found["kernels"] = "the trace holds no work of a device"
     if not steps:

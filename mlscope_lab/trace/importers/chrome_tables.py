@@ -113,7 +113,7 @@ def _memory(columns: _Columns, texts: dict[str, Sequence[str]]) -> _Columns:
         for kind, number in kinds.T
     ]
     found: _Columns = {"device_code": codes.reshape(-1).astype(np.int32), "time_ns": columns["start_ns"]}
-    kept = ("iteration", "bytes", "allocated_bytes", "reserved_bytes", "address", "operator_index")
+    kept = ("iteration", "layer_index", "bytes", "allocated_bytes", "reserved_bytes", "address", "operator_index")
     return found | {name: columns[name] for name in kept if name in columns}
 
 
@@ -143,7 +143,7 @@ def _counters(
     columns: _Columns = {
         "start_ns": np.concatenate([ranges["start_ns"], series["start_ns"]]),
         "duration_ns": np.concatenate([ranges["duration_ns"], np.zeros(samples, dtype=np.int64)]),
-        "name_code": np.concatenate([ranges["name_code"], series["name_code"]]),
+        **{name: np.concatenate([ranges[name], series[name]]) for name in ("name_code", "category_code")},
     }
     wanted = {**dict.fromkeys(collector.cells["counters"]), **dict.fromkeys(collector.cells["series"])}
     names = counter_names(wanted)

@@ -62,11 +62,12 @@ def counter_names(names: Iterable[str]) -> dict[str, str]:
     {'sm__cycles.sum': 'sm__cycles.sum', 'read/s': 'read_s', 'start_ns': 'start_ns counter'}
     """
     found: dict[str, str] = {}
-    taken = {*schema.GROUPS[schema.COUNTERS], *schema.OPTIONAL[schema.COUNTERS], "zarr.json"}
+    taken = {"zarr.json"}
     for name in names:
         clean = re.sub(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name)[:_MAX_NAME].strip(". ") or "counter"
-        # a name that ends in a unit promises it, and the trace does not tell
-        if clean in taken or schema.units_of(clean) or clean.endswith(("_code", "_index", "_table")):
+        # columns of the schema have other types; a name that ends in a unit promises it, and the trace does not tell
+        known = clean in schema.GROUPS[schema.COUNTERS] or schema.dtype_of(schema.COUNTERS, clean) != "float64"
+        if clean in taken or known or schema.units_of(clean):
             clean += " counter"
         place, plain = 2, clean
         while clean in taken:

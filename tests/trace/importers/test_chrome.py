@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
+import sys
+import time
 import zlib
 
 import numpy as np
@@ -303,7 +306,21 @@ def test_too_many_names_are_refused(tmp_path, monkeypatch):
 
 
 def test_counters_are_bounded_and_their_names_are_safe(tmp_path):
-    names = ["../../up", "/", "..", "", "a\0b", "zarr.json", "name_code", "x" * 500, "\ud800", "é"]
+    names = [
+        "../../up",
+        "/",
+        "..",
+        "",
+        "a\0b",
+        "zarr.json",
+        "name_code",
+        "x" * 500,
+        "\ud800",
+        "é",
+        "stream",
+        "read_bytes",
+        "iteration",
+    ]
     events = [{"ph": "C", "name": "n", "ts": i, "args": {name: i}} for i, name in enumerate(names)]
     events += [{"ph": "C", "name": "n", "ts": 1, "args": {f"c{i}": 1}} for i in range(400)]
     run = load(tmp_path, [x(), *events])
@@ -373,3 +390,65 @@ def test_any_events_give_a_valid_run_or_a_clear_error(events, seed, tmp_path_fac
     again = load(folder, [e for e in events if e["ph"] == "X"]) if good else None
     if again is not None:
         validate(again)
+
+
+def module(name, ts, dur, **more):
+    return x(f"nn.Module: {name}", ts, dur, **more)
+
+
+def test_calls_of_modules_are_layers(tmp_path):
+    step = {"ph": "X", "cat": "user_annotation", "pid": 1, "tid": 1, "dur": 100}
+    calls = [[module("Net_0", t, 50), module("Relu_0", t + 1, 5), x("op", t + 2, 1), module("Linear_0", t + 10, 20),
+              module("Relu_0", t + 40, 5), x("op", t + 60, 1)] for t in (0, 100)]  # fmt: skip
+    launch = {"ph": "X", "cat": "cuda_runtime", "name": "l", "pid": 1, "tid": 1, "ts": 12, "dur": 1,
+              "args": {"correlation": 1}}  # fmt: skip
+    kernel = {"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "ts": 180, "dur": 1,
+              "args": {"correlation": 1}}  # fmt: skip
+    run = load(tmp_path, [{**step, "name": "ProfilerStep#1", "ts": 0}, {**step, "name": "ProfilerStep#2", "ts": 100},
+                          *calls[0], *calls[1][:-2], launch, kernel])  # fmt: skip
+    layers = run["layers"].to_dataset()
+    assert layers["name"].values.tolist() == ["Net_0", "Relu_0", "Linear_0", "Relu_0#2"]
+    assert layers["type"].values.tolist() == ["Net", "Relu", "Linear", "Relu"]
+    assert layers["scope"].values.tolist() == ["Net_0", "Net_0.Relu_0", "Net_0.Linear_0", "Net_0.Relu_0"]
+    assert layers["parent"].values.tolist() == [-1, 0, 0, 0]
+    assert (layers["exclusive_ns"].values // 1000).tolist() == [[20, 5, 20, 5], [25, 5, 20, -1]]
+    assert [row["layer_index"] for row in rows(run, "operators")] == [0, 1, 1, 2, 3, -1, 0, 1, 1, 2]
+    (work,) = rows(run, "kernels")
+    assert (work["layer_index"], work["iteration"]) == (2, 0)
+    alone = load(tmp_path, [module("Net_0", 0, 1)])
+    assert "layers" not in alone.children
+    assert "marks no steps" in alone.attrs["unavailable"]["layers"]
+
+
+RECORD = """
+import sys, torch
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+with torch.profiler.profile(
+    activities=[torch.profiler.ProfilerActivity.CPU], with_stack=True, with_modules=True, record_shapes=True,
+    profile_memory=True, schedule=torch.profiler.schedule(wait=0, warmup=1, active=2, repeat=1),
+    on_trace_ready=lambda profile: profile.export_chrome_trace(sys.argv[1]),
+) as profile:
+    for _ in range(3):
+        model(torch.ones(3, 4)).sum().backward()
+        profile.step()
+"""
+
+
+def test_a_trace_that_pytorch_writes_today(tmp_path):
+    pytest.importorskip("torch")
+    path = tmp_path / "trace.json.gz"
+    # in a process of its own: PyTorch's tracer of Python calls does not survive pytest's stack
+    subprocess.run([sys.executable, "-c", RECORD, str(path)], check=True, capture_output=True)
+    run = import_trace(path)
+    validate(run)
+    assert run.attrs["backend"] == "kineto"
+    assert run.attrs["warnings"] == []
+    assert abs(run["passes"]["anchor_ns"].values[0] + run.attrs["clock_anchor_unix_ns"] - time.time_ns()) < 600e9
+    layers = run["layers"].to_dataset()
+    assert layers["type"].values.tolist() == ["Sequential", "Linear", "ReLU", "Linear"]
+    assert layers.sizes["layer_iteration"] == 2
+    operators = rows(run, "operators")
+    inside = [row["shapes"] for row in operators if row["name"] == "aten::linear" and row["layer_index"] == 1]
+    assert inside == ["float[3,4];float[4,4];float[4]"] * 2
+    assert {row["kind"] for row in rows(run, "links")} == {"forward_backward"}
+    assert {row["device"] for row in rows(run, "memory")} == {"cpu"}
