@@ -29,6 +29,7 @@ MARK_PREFIX = "mlscope::"
 _INSTANTS = ("[memory]", "[OutOfMemory]")
 _RANGES = ("user_annotation", "gpu_user_annotation", "overhead")
 _COUNTERS = "cuda_profiler_range"
+_NO_COUNTERS = frozenset({"External id", "context", "correlation", "device", "queued", "stream"})
 _DETAILS = {
     # argument in a Kineto trace: column, or columns of its three members
     "grid": ("grid_x", "grid_y", "grid_z"),
@@ -338,7 +339,7 @@ def _counters(
     as many launches as ranges, the n-th range is that of the n-th launch.
     """
     arguments = [columns.arguments.get(row, {}) for row in rows.tolist()]
-    known = [key for key in dict.fromkeys(key for each in arguments for key in each) if key not in _DETAILS]
+    known = dict.fromkeys(key for each in arguments for key in each if key not in _DETAILS and key not in _NO_COUNTERS)
     measured = {
         key: np.array([_number(each.get(key), None) for each in arguments], dtype=np.float64)
         for key in known

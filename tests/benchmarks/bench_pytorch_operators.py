@@ -90,6 +90,39 @@ def collecting(module, array) -> tuple[float, float, int, int]:
     return ours, time.perf_counter() - start, tree["operators"].sizes["operator"], len(events)
 
 
+def covered(starts, ends) -> int:
+    """Return the length of the union of intervals."""
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], ends[order]
+    before = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(ends)[:-1]])
+    return int(np.maximum(ends - np.maximum(starts, before), 0).sum())
+
+
+def shares_outside(module, array) -> np.ndarray:
+    """Return for each predict (iterations, 2) in percent: the pass outside of layers, and layers outside of operators.
+
+    A container's own time counts as outside of layers.
+    """
+    feeds = {"x": array}
+    with PyTorchBackend().wrap(module, feeds, SessionOptions(threads=1, level="operator")) as session:
+        session.predict(feeds)
+        session.begin_trace()
+        for _ in range(ITERATIONS):
+            session.predict(feeds)
+        trace = session.end_trace()
+    leaf = ~np.isin(np.arange(len(trace.layers)), trace.layers.parent)
+    leaf &= np.array(trace.layers.type) != "functional"
+    columns, found = trace.events["operators"].columns, []
+    for iteration, whole in enumerate(trace.iteration_duration_ns):
+        ran = np.flatnonzero(leaf & (trace.start_ns[iteration] >= 0))
+        start = trace.start_ns[iteration, ran]
+        layers = covered(start, start + trace.duration_ns[iteration, ran])
+        mine = (columns["iteration"] == iteration) & np.isin(columns["layer_index"], ran)
+        start = columns["start_ns"][mine]
+        found.append((1 - layers / whole, 1 - covered(start, start + columns["duration_ns"][mine]) / layers))
+    return 100 * np.array(found)
+
+
 def operator_pass(module, array, rounds: int) -> np.ndarray:
     """Return times (rounds, 3) in ns: our predict in an operator pass, the bare call under the profiler, the bare call.
 
@@ -145,6 +178,9 @@ def measure(*, rounds: int = 300, repeats: int = 5) -> list[dict[str, Any]]:
     add(f"{operators:,} operators of {ITERATIONS} predicts into a DataTree", _of(ours), "s", None, repeats)
     add(f"prof.events() of the same trace ({events:,} events)", _of(theirs), "s", None, repeats)
     add("ours over prof.events()", median_ratio(ours, theirs), "ratio", 1 / 20, repeats)
+    shares = shares_outside(module, array)
+    add("pass outside of layers", _of(shares[:, 0]), "%", 10.0, ITERATIONS)
+    add("layers outside of operators", _of(shares[:, 1]), "%", 10.0, ITERATIONS)
     times = operator_pass(module, array, rounds)
     add(
         "predict in an operator pass over module(tensor)", median_ratio(times[:, 0], times[:, 2]), "ratio", None, rounds

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from mlscope_lab.trace.events import table_of
+
 __all__ = ["Figure", "figures_of"]
 
 ATTRIBUTED = 0.99
@@ -42,15 +44,21 @@ def _kernels(run: xr.DataTree) -> list[Figure]:
     kernels = _group(run, "kernels")
     if kernels is None:
         return [Figure(what="kernels", found="none recorded", kept=False)]
-    time = kernels["duration_ns"].values
+    category = np.array(table_of(kernels, "category"))
+    found = [
+        Figure(what=f"device work of category {each}", found=f"{(category == each).sum():,}", kept=None)
+        for each in dict.fromkeys(category.tolist())
+    ]
+    # copies of inputs and outputs belong to no layer, and waiting is no work
+    of_kernels = category == "kernel"
+    time = kernels["duration_ns"].values[of_kernels]
     total = max(int(time.sum()), 1)
-    found = [Figure(what="kernels, copies and synchronisations", found=f"{len(time):,}", kept=None)]
     for what, column, least in (
-        ("device time with its launch", "runtime_index", None),
-        ("device time with its operator", "operator_index", None),
-        ("device time with its layer", "layer_index", ATTRIBUTED),
+        ("kernel time with its launch", "runtime_index", None),
+        ("kernel time with its operator", "operator_index", None),
+        ("kernel time with its layer", "layer_index", ATTRIBUTED),
     ):
-        share = float(time[kernels[column].values >= 0].sum() / total)
+        share = float(time[kernels[column].values[of_kernels] >= 0].sum() / total)
         found.append(Figure(what=what, found=f"{share:.2%}", kept=None if least is None else share >= least))
     return found
 
@@ -68,7 +76,8 @@ def _layer_times(run: xr.DataTree) -> Figure:
     resolution = int(run["passes"]["resolution_ns"].values[layers["pass_index"].values[rows[0]]])
     spent = layers["exclusive_ns"].values[rows]
     by_layer = float(np.median(np.where(spent >= 0, spent, 0).sum(axis=1)))
-    own = (kernels["layer_index"].values >= 0) & (kernels["iteration"].values >= 0)
+    of_kernels = np.array(table_of(kernels, "category")) == "kernel"
+    own = of_kernels & (kernels["layer_index"].values >= 0) & (kernels["iteration"].values >= 0)
     passes = kernels["pass_index"].values[own]
     time = kernels["duration_ns"].values[own]
     first = passes == passes.min(initial=0) if len(passes) else own[own]

@@ -20,16 +20,16 @@ def test_a_run_with_everything():
     run = synthetic_run(deep=True)
     run["passes"]["resolution_ns"].values[:] = 500
     found = kept(run)
-    assert found["device time with its layer"]
+    assert found["kernel time with its layer"]
     assert found["energy (NVML)"]
     assert found["hardware counters"]
-    assert any("device time with its launch" in figure.what for figure in figures_of(run))
+    assert any("kernel time with its launch" in figure.what for figure in figures_of(run))
 
 
 def test_kernels_without_layers_are_a_miss():
     run = synthetic_run(deep=True)
     run["kernels"]["layer_index"].values[::10] = -1
-    assert kept(run)["device time with its layer"] is False
+    assert kept(run)["kernel time with its layer"] is False
 
 
 def test_a_run_with_nothing():
