@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlscope_lab.handle import Model, load
     from mlscope_lab.public import analyze, delete_run, export_run, import_trace, models, open_run, runs
     from mlscope_lab.report import write_report
+    from mlscope_lab.roofs import roofline
     from mlscope_lab.runner import compare_latency, profile
 
 _LAZY = {
@@ -59,6 +60,7 @@ _LAZY = {
     "models": "mlscope_lab.public",
     "open_run": "mlscope_lab.public",
     "profile": "mlscope_lab.runner",
+    "roofline": "mlscope_lab.roofs",
     "runs": "mlscope_lab.public",
     "write_report": "mlscope_lab.report",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "models",
     "open_run",
     "profile",
+    "roofline",
     "runs",
     "write_report",
 ]

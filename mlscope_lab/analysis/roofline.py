@@ -94,7 +94,8 @@ class Roofs:
         return cls(
             levels=tuple(str(name) for name in peaks["level"].values[order]),
             capacity=capacity[order],
-            bandwidth=bandwidth[:, order],
+            # what is found in a slower level is found in a faster one, too, however the measurement went
+            bandwidth=np.maximum.accumulate(bandwidth[:, order[::-1]], axis=1)[:, ::-1],
             throughput={str(name): throughput[i] for i, name in enumerate(peaks["dtype"].values)},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,25 +25,31 @@ _FEWEST = 3
 _DTYPES = ("float64", "float32", "bfloat16", "float16", "int8")
 
 
-def _estimate(kernel: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Return centre, low and high of a kernel's rate, and the share of its repeats that were undisturbed."""
+@dataclass(frozen=True, kw_only=True)
+class _Rate:
+    """A kernel's rate: centre, low and high; and whether enough of its repeats were undisturbed."""
+
+    kernel: str = ""
+    bounds: tuple[float, float, float] = (np.nan, np.nan, np.nan)
+    alone: bool = True
+
+
+def _estimate(kernel: Mapping[str, Any]) -> _Rate:
     rates, shares = np.array(kernel["rates"], dtype=np.float64), np.array(kernel["shares"], dtype=np.float64)
     alone = shares >= LEAST_SHARE
     if alone.sum() >= _FEWEST:
         kept = rates[alone]
-        return float(np.median(kept)), float(kept.min()), float(kept.max()), float(alone.mean())
-    # what it did while others ran, and what it would have done without them: the truth lies between
+        return _Rate(kernel=kernel["name"], bounds=(float(np.median(kept)), float(kept.min()), float(kept.max())))
+    # the most that it was seen to do although others ran, and what it would have done without them
     best = np.argsort(-shares, kind="stable")[:_FEWEST]
-    without = rates[best] / np.maximum(shares[best], 1e-3)
-    return float(np.median(without)), float(rates[best].min()), float(without.max()), float(alone.mean())
+    without = float(np.median(rates[best] / np.maximum(shares[best], 1e-3)))
+    most = float(rates.max())
+    return _Rate(kernel=kernel["name"], bounds=(most, float(rates[best].min()), max(most, without)), alone=False)
 
 
-def _best(kernels: Sequence[Mapping[str, Any]], target: str) -> tuple[str, tuple[float, float, float, float]]:
-    found = {k["name"]: _estimate(k) for k in kernels if k["target"] == target and k["rates"]}
-    if not found:
-        return "", (np.nan, np.nan, np.nan, np.nan)
-    name = max(found, key=lambda n: found[n][0])
-    return name, found[name]
+def _best(kernels: Sequence[Mapping[str, Any]], target: str) -> _Rate:
+    found = [_estimate(k) for k in kernels if k["target"] == target]
+    return max(found, key=lambda rate: rate.bounds[0], default=_Rate())
 
 
 def _texts(values: Sequence[str]) -> npt.NDArray[Any]:
@@ -52,25 +59,23 @@ def _texts(values: Sequence[str]) -> npt.NDArray[Any]:
 
 
 def _dataset(
-    levels: Mapping[str, tuple[float, str, tuple[float, float, float]]],
-    dtypes: Mapping[str, tuple[str, tuple[float, float, float]]],
-    attrs: Mapping[str, Any],
+    capacities: Mapping[str, float], levels: Sequence[_Rate], dtypes: Mapping[str, _Rate], attrs: Mapping[str, Any]
 ) -> xr.Dataset:
     import xarray as xr
 
-    rows, columns = list(levels.values()), list(dtypes.values())
     variables: dict[str, Any] = {
-        "capacity_bytes": ("level", np.array([r[0] for r in rows], dtype=np.float64), {"units": "byte"}),
-        "bandwidth_kernel": ("level", _texts([r[1] for r in rows])),
-        "throughput_kernel": ("dtype", _texts([c[0] for c in columns])),
+        "capacity_bytes": ("level", np.array(list(capacities.values()), dtype=np.float64), {"units": "byte"})
     }
-    for place, suffix in enumerate(("", "_low", "_high")):
-        of_level = np.array([r[2][place] for r in rows], dtype=np.float64)
-        of_dtype = np.array([c[1][place] for c in columns], dtype=np.float64)
-        variables[f"bandwidth{suffix}"] = ("level", of_level, {"units": "byte/s"})
-        variables[f"throughput{suffix}"] = ("dtype", of_dtype, {"units": "1/s"})
-    coords = {"level": _texts(list(levels)), "dtype": _texts(list(dtypes))}
-    return xr.Dataset(variables, coords=coords, attrs=dict(attrs))
+    measured = (("bandwidth", "level", levels, "byte/s"), ("throughput", "dtype", [*dtypes.values()], "flop/s"))
+    for name, dim, rates, units in measured:
+        variables[f"{name}_kernel"] = (dim, _texts([rate.kernel for rate in rates]))
+        for place, suffix in enumerate(("", "_low", "_high")):
+            values = np.array([rate.bounds[place] for rate in rates], dtype=np.float64)
+            variables[f"{name}{suffix}"] = (dim, values, {"units": units})
+    coords = {"level": _texts(list(capacities)), "dtype": _texts(list(dtypes))}
+    disturbed = [name for name, rate in zip([*capacities, *dtypes], [*levels, *dtypes.values()], strict=True)
+                 if not rate.alone]  # fmt: skip
+    return xr.Dataset(variables, coords=coords, attrs={**attrs, "disturbed": disturbed})
 
 
 def peaks_from_samples(
@@ -95,23 +100,14 @@ def peaks_from_samples(
         not how well the median is known); ``capacity_bytes``; ``bandwidth_kernel``, its name; ``triad``, the median of
         STREAM's triad alone, NaN where not measured. Along ``dtype``: ``throughput`` (operations a second) with bounds
         and kernel alike. Attribute ``disturbed``: levels and types of which too few repeats had the processors to
-        themselves; their bounds reach from what was seen to what it would have been.
+        themselves: their peak is the most that was seen, and the upper bound what it would have been alone.
     """
-    levels, dtypes, disturbed = {}, {}, []
-    for level, capacity in capacities.items():
-        name, (*rate, share) = _best(kernels, level)
-        levels[level] = (float(capacity), name, (rate[0], rate[1], rate[2]))
-        if share * len(next((k["rates"] for k in kernels if k["target"] == level), ())) < _FEWEST:
-            disturbed.append(level)
-    for dtype in _DTYPES:
-        name, (*rate, share) = _best(kernels, dtype)
-        if name:
-            dtypes[dtype] = (name, (rate[0], rate[1], rate[2]))
-            if share * len(next(k["rates"] for k in kernels if k["target"] == dtype)) < _FEWEST:
-                disturbed.append(dtype)
-    peaks = _dataset(levels, dtypes, {**attrs, "disturbed": disturbed})
-    triads = {k["target"]: _estimate(k)[0] for k in kernels if k["name"] == "numpy triad"}
-    return peaks.assign(triad=("level", np.array([triads.get(level, np.nan) for level in levels]), {"units": "byte/s"}))
+    levels = [_best(kernels, level) for level in capacities]
+    dtypes = {dtype: rate for dtype in _DTYPES if (rate := _best(kernels, dtype)).kernel}
+    peaks = _dataset(capacities, levels, dtypes, attrs)
+    triads = {k["target"]: _estimate(k).bounds[0] for k in kernels if k["name"] == "numpy triad"}
+    of_level = np.array([triads.get(level, np.nan) for level in capacities])
+    return peaks.assign(triad=("level", of_level, {"units": "byte/s"}))
 
 
 def peaks_from_system(system: SystemManifest, *, device: str = "cpu") -> xr.Dataset:
@@ -138,8 +134,6 @@ def peaks_from_system(system: SystemManifest, *, device: str = "cpu") -> xr.Data
         )
     times = processor.count if processor.device == "cpu" else 1
     bandwidth = processor.memory_bandwidth * times
-    return _dataset(
-        {MEMORY: (np.inf, "", (bandwidth, bandwidth, bandwidth))},
-        {name: ("", (flops * times,) * 3) for name, flops in processor.peak_flops.items()},
-        {"source": "system manifest", "system": system.name, "processor": processor.name, "disturbed": []},
-    )
+    dtypes = {name: _Rate(bounds=(flops * times,) * 3) for name, flops in processor.peak_flops.items()}
+    attrs = {"source": "system manifest", "system": system.name, "processor": processor.name}
+    return _dataset({MEMORY: np.inf}, [_Rate(bounds=(bandwidth,) * 3)], dtypes, attrs)

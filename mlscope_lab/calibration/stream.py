@@ -5,7 +5,8 @@ line before writing it (write-allocate) moves more than that; it is not counted,
 
 numpy releases the interpreter's lock inside its loops, so plain threads run side by side. Within a cache a call would
 take longer than the work: there the arrays are views whose outer axis has stride 0, so that one call goes over the
-same few kilobytes many times.
+same few kilobytes many times. In a first-level cache a compiled loop is still 1.7 times faster, because numpy spends
+some ten nanoseconds on each time over the set; no framework's operator comes near either figure there.
 
 References
 ----------

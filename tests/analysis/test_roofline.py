@@ -181,9 +181,7 @@ levels = st.lists(st.tuples(st.integers(1, 10**8), st.integers(1, 10**12)), max_
 
 @given(levels, st.integers(10**6, 10**11), st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
 def test_roofs_only_fall_with_the_footprint(inner, memory, footprints):
-    # levels as they are: the larger, the slower
-    sizes, rates = sorted(s for s, _ in inner), sorted((r + memory for _, r in inner), reverse=True)
-    known = {f"L{i}": (float(s), float(r)) for i, (s, r) in enumerate(zip(sizes, rates, strict=True), 1)}
+    known = {f"L{i}": (float(size), float(rate)) for i, (size, rate) in enumerate(sorted(inner), 1)}
     roofs = Roofs.of(peaks_of({**known, "memory": (np.inf, float(memory))}, {}))
     footprint = np.sort(np.array(footprints, dtype=np.float64))
     parts = roofs.filled(footprint)
