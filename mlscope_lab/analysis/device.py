@@ -26,8 +26,8 @@ from mlscope_lab.trace import schema
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["communication_overlap", "idle_breakdown", "kernel_breakdown", "kernel_kinds", "stream_utilization",
-           "temporal_breakdown"]  # fmt: skip
+__all__ = ["Lanes", "communication_overlap", "idle_breakdown", "kernel_breakdown", "kernel_kinds", "lanes_of",
+           "stream_utilization", "temporal_breakdown", "working"]  # fmt: skip
 
 _COMPUTE, _COMMUNICATION, _MEMORY, _SYNCHRONISATION = range(4)
 KERNEL_DELAY_NS = 30
@@ -35,11 +35,19 @@ KERNEL_DELAY_NS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lanes:
-    """Streams of devices, by pass; on a host, threads."""
+class Lanes:
+    """Streams of devices, by pass; on a host, threads.
 
-    lane: npt.NDArray[np.int64]  # (N,) of each entry
-    pass_index: npt.NDArray[np.int64]  # (L,)
+    Attributes
+    ----------
+    lane
+        (N,) the lane of each entry.
+    pass_index, device, stream
+        (L,) what makes a lane; the stream of a host is the code of its thread, its device -1.
+    """
+
+    lane: npt.NDArray[np.int64]
+    pass_index: npt.NDArray[np.int64]
     device: npt.NDArray[np.int64]
     stream: npt.NDArray[np.int64]
 
@@ -47,13 +55,15 @@ class _Lanes:
         return len(self.stream)
 
     def labels(self, work: Work) -> npt.NDArray[np.object_]:
+        """Return a label a lane, such as "device 0 stream 7" or "thread 4037/4037"."""
         if work.group == schema.OPERATORS:
             threads = work.rows.table("thread")
             return texts([f"thread {threads[code] or '?'}" for code in self.stream])
         return texts([f"device {d} stream {s}" for d, s in zip(self.device, self.stream, strict=True)])
 
 
-def _lanes(work: Work) -> _Lanes:
+def lanes_of(work: Work) -> Lanes:
+    """Return the streams, or threads, of some work."""
     n = len(work)
     parts = [work.rows.column("pass_index").astype(np.int64)]
     if work.group == schema.KERNELS:
@@ -81,17 +91,16 @@ def _lanes(work: Work) -> _Lanes:
         decoded.append(rest % width + low)
         rest = rest // width
     stream, device, pass_index = decoded
-    return _Lanes(lane=lane, pass_index=pass_index, device=device, stream=stream)
+    return Lanes(lane=lane, pass_index=pass_index, device=device, stream=stream)
 
 
 def _attrs(run: xr.DataTree, work: Work, **more: Any) -> dict[str, Any]:
     return run_attrs(run, source=work.source, level=work.rows.level, **more)
 
 
-def _working(work: Work) -> npt.NDArray[np.bool_] | slice:
-    """Return what selects the entries in which something is done, not waited for."""
-    waits = work.kind == _SYNCHRONISATION
-    return ~waits if waits.any() else slice(None)
+def working(work: Work) -> npt.NDArray[np.bool_]:
+    """Tell of each entry whether something is done in it, not waited for."""
+    return np.asarray(work.kind != _SYNCHRONISATION)
 
 
 def kernel_breakdown(run: xr.DataTree) -> xr.Dataset:
@@ -162,7 +171,7 @@ def kernel_kinds(run: xr.DataTree) -> xr.Dataset:
     """
     work = work_of(run)
     kind = work.kind.astype(np.int64)
-    lanes = _lanes(work)
+    lanes = lanes_of(work)
     device, devices = _devices(lanes)
     union = union_by_group(work.start, work.length, kind * devices + device[lanes.lane], len(KINDS) * devices)
     total = sum_by_group(work.duration, kind, len(KINDS))
@@ -174,7 +183,7 @@ def kernel_kinds(run: xr.DataTree) -> xr.Dataset:
     return table("kind", texts(KINDS)[rows], {name: v[rows] for name, v in columns.items()}, attrs=_attrs(run, work))
 
 
-def _devices(lanes: _Lanes) -> tuple[npt.NDArray[np.int64], int]:
+def _devices(lanes: Lanes) -> tuple[npt.NDArray[np.int64], int]:
     """Return the number of each lane's device (of its pass), and how many there are."""
     pairs = np.stack([lanes.pass_index, lanes.device], axis=1)
     _, number = np.unique(pairs, axis=0, return_inverse=True)
@@ -204,13 +213,13 @@ def temporal_breakdown(run: xr.DataTree) -> xr.Dataset:
         If the run has neither kernels nor operators.
     """
     work = work_of(run)
-    lanes = _lanes(work)
+    lanes = lanes_of(work)
     device, devices = _devices(lanes)
     of = device[lanes.lane]
     length = work.length
     rows = []
     for number in range(devices):
-        chosen = _working(work) if devices == 1 else (of == number) & (work.kind != _SYNCHRONISATION)
+        chosen = working(work) & (of == number)
         start, duration, kind = work.start[chosen], length[chosen], work.kind[chosen]
         if not len(start):
             rows.append((0, 0, 0))
@@ -252,8 +261,8 @@ def stream_utilization(run: xr.DataTree) -> xr.Dataset:
         If the run has neither kernels nor operators.
     """
     work = work_of(run)
-    lanes = _lanes(work)
-    chosen = _working(work)
+    lanes = lanes_of(work)
+    chosen = working(work)
     lane, start, length = lanes.lane[chosen], work.start[chosen], work.length[chosen]
     busy = union_by_group(start, length, lane, len(lanes))
     count = np.bincount(lane, minlength=len(lanes))
@@ -303,8 +312,8 @@ def idle_breakdown(run: xr.DataTree, *, kernel_delay_ns: int = KERNEL_DELAY_NS) 
     if kernel_delay_ns < 0:
         raise InputError(f"kernel_delay_ns must not be negative, but is {kernel_delay_ns}")
     work = work_of(run)
-    lanes = _lanes(work)
-    chosen = _working(work)
+    lanes = lanes_of(work)
+    chosen = working(work)
     lane, start, length = lanes.lane[chosen], work.start[chosen], work.length[chosen]
     launch = _launches(run, work)[chosen]
     order = _by_lane(lane, start)
@@ -375,7 +384,7 @@ def communication_overlap(run: xr.DataTree) -> xr.Dataset:
         If the run has neither kernels nor operators.
     """
     work = work_of(run)
-    lanes = _lanes(work)
+    lanes = lanes_of(work)
     device, devices = _devices(lanes)
     of, length = device[lanes.lane], work.length
     rows = []
