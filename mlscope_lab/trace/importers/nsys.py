@@ -25,6 +25,7 @@ from mlscope_lab.errors import InputError
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.attribution import launches
 from mlscope_lab.trace.importers.base import MAX_BYTES, Head, Importer
+from mlscope_lab.trace.importers.texts import Texts
 from mlscope_lab.trace.records import EventTable
 
 if TYPE_CHECKING:
@@ -132,20 +133,10 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-class _Codes:
-    """Texts in order of first appearance, found by number."""
-
-    def __init__(self) -> None:
-        self.table: dict[str, int] = {}
-
-    def of(self, numbers: _INT, name: Callable[[int], str]) -> npt.NDArray[np.int32]:
-        distinct, place = np.unique(numbers, return_inverse=True)
-        codes = [self.table.setdefault(name(number), len(self.table)) for number in distinct.tolist()]
-        return np.array(codes, dtype=np.int32)[place]
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return tuple(self.table)
+def _codes(texts: Texts, numbers: _INT, name: Callable[[int], str]) -> npt.NDArray[np.int32]:
+    """Return the codes of what numbers are called."""
+    distinct, place = np.unique(numbers, return_inverse=True)
+    return np.array([texts.code(name(number)) for number in distinct.tolist()], dtype=np.int32)[place]
 
 
 class _Export:
@@ -177,22 +168,22 @@ class _Export:
         found = self._timed("CUPTI_ACTIVITY_KIND_RUNTIME", ("nameId", "correlationId", "globalTid", "eventClass"))
         if not found:
             return None
-        names, threads, categories = _Codes(), _Codes(), _Codes()
+        names, threads, categories = Texts("names"), Texts("threads"), Texts("categories")
         columns: dict[str, npt.NDArray[Any]] = {
             # a version suffix tells how the function's arguments are laid out, which is nobody's matter here
-            "name_code": names.of(found["nameId"], lambda n: self._string(n).partition("_v")[0]),
-            "category_code": categories.of(found["eventClass"], lambda n: "cuda_driver" if n == 1 else "cuda_runtime"),
-            "thread_code": threads.of(found["globalTid"], _thread),
+            "name_code": _codes(names, found["nameId"], lambda n: self._string(n).partition("_v")[0]),
+            "category_code": _codes(categories, found["eventClass"], _call_category),
+            "thread_code": _codes(threads, found["globalTid"], _thread),
             "start_ns": found["start"],
             "duration_ns": found["end"] - found["start"],
             "correlation": found["correlationId"],
         }
-        tables = {"name": names.texts, "category": categories.texts, "thread": threads.texts}
+        tables = {"name": names.table, "category": categories.table, "thread": threads.table}
         return EventTable(columns=columns, tables=tables), found["globalTid"] & _PROCESS, found["globalTid"]
 
     def kernels(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, tuple[str, ...]], _INT] | None:
         """Return columns, tables and the process of each piece of device work."""
-        names, categories = _Codes(), _Codes()
+        names, categories = Texts("names"), Texts("categories")
         parts: list[dict[str, npt.NDArray[Any]]] = []
         found = self._timed("CUPTI_ACTIVITY_KIND_KERNEL", (
             "demangledName", "shortName", "deviceId", "contextId", "streamId", "correlationId", "globalPid",
@@ -204,7 +195,7 @@ class _Export:
             shared = np.maximum(found["staticSharedMemory"], 0) + np.maximum(found["dynamicSharedMemory"], 0)
             unknown = (found["staticSharedMemory"] < 0) & (found["dynamicSharedMemory"] < 0)
             parts.append(
-                self._device(found, names.of(named, self._string), categories, "kernel")
+                self._device(found, _codes(names, named, self._string), categories, "kernel")
                 | {"registers": _small(found["registersPerThread"])}
                 | {"shared_memory_bytes": np.where(unknown, -1, shared)}
                 | {
@@ -222,7 +213,7 @@ class _Export:
                 table, ("copyKind", "deviceId", "contextId", "streamId", "correlationId", "globalPid", "bytes")
             )
             if found:
-                part = self._device(found, names.of(found["copyKind"], title), categories, category)
+                part = self._device(found, _codes(names, found["copyKind"], title), categories, category)
                 parts.append(part | {"size_bytes": found["bytes"]})
         if not parts:
             return None
@@ -236,14 +227,14 @@ class _Export:
         }  # fmt: skip
         order = np.argsort(columns["start_ns"], kind="stable")
         columns = {name: values[order] for name, values in columns.items()}
-        return columns, {"name": names.texts, "category": categories.texts}, columns.pop("process")
+        return columns, {"name": names.table, "category": categories.table}, columns.pop("process")
 
     def _device(
-        self, found: _Columns, names: npt.NDArray[np.int32], categories: _Codes, category: str
+        self, found: _Columns, names: npt.NDArray[np.int32], categories: Texts, category: str
     ) -> dict[str, npt.NDArray[Any]]:
         return {
             "name_code": names,
-            "category_code": categories.of(np.zeros(len(names), dtype=np.int64), lambda _: category),
+            "category_code": _codes(categories, np.zeros(len(names), dtype=np.int64), lambda _: category),
             "start_ns": found["start"],
             "duration_ns": found["end"] - found["start"],
             "device": _small(found["deviceId"]),
@@ -255,22 +246,22 @@ class _Export:
 
     def annotations(self) -> EventTable | None:
         """Return NVTX ranges and marks, and what waited for the device."""
-        names, categories, threads = _Codes(), _Codes(), _Codes()
+        names, categories, threads = Texts("names"), Texts("categories"), Texts("threads")
         parts: list[dict[str, npt.NDArray[Any]]] = []
         found = self._ranges(names)
         if found:
             parts.append(found | {
-                "category_code": categories.of(found["kind"], lambda n: "nvtx_mark" if n == _MARK else "nvtx"),
-                "thread_code": threads.of(found["thread"], _thread),
+                "category_code": _codes(categories, found["kind"], lambda n: "nvtx_mark" if n == _MARK else "nvtx"),
+                "thread_code": _codes(threads, found["thread"], _thread),
             })  # fmt: skip
         waits = self._timed("CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", ("syncType", "streamId", "globalPid"))
         if waits:
             kinds = self.data.texts("ENUM_CUPTI_SYNC_TYPE", "id", "label")
             parts.append({
-                "name_code": names.of(
+                "name_code": _codes(names,
                     waits["syncType"], lambda n: f"{_SYNCHRONISATIONS.get(n) or kinds.get(n) or n} synchronization"
                 ),
-                "category_code": categories.of(np.zeros(len(waits["start"]), np.int64), lambda _: "cuda_sync"),
+                "category_code": _codes(categories, np.zeros(len(waits["start"]), np.int64), lambda _: "cuda_sync"),
                 "thread_code": np.full(len(waits["start"]), -1, dtype=np.int32),
                 "start_ns": waits["start"],
                 "duration_ns": waits["end"] - waits["start"],
@@ -282,14 +273,13 @@ class _Export:
         order = np.argsort(columns["start_ns"], kind="stable")
         return EventTable(
             columns={name: values[order] for name, values in columns.items()},
-            tables={"name": names.texts, "category": categories.texts, "thread": threads.texts},
+            tables={"name": names.table, "category": categories.table, "thread": threads.table},
         )
 
-    def _ranges(self, names: _Codes) -> dict[str, npt.NDArray[Any]]:
+    def _ranges(self, names: Texts) -> dict[str, npt.NDArray[Any]]:
         """Return NVTX events; their text is in the row, or a number of StringIds."""
         wanted = ("start", "end", "eventType", "textId", "globalTid", "text")
         starts, ends, kinds, threads, codes = [], [], [], [], []
-        texts: dict[str, int] = names.table
         for rows in self.data.rows("NVTX_EVENTS", wanted):
             for start, end, kind, number, thread, text in rows:
                 if kind is not None and kind not in {_MARK, *_RANGES}:
@@ -299,7 +289,7 @@ class _Export:
                     self.dropped += 1  # a range that never ended
                     continue
                 name = text if isinstance(text, str) else self._string(number if type(number) is int else -1)
-                codes.append(texts.setdefault(name, len(texts)))
+                codes.append(names.code(name))
                 starts.append(start)
                 ends.append(finish)
                 kinds.append(kind if type(kind) is int else _RANGES[0])
@@ -330,6 +320,10 @@ def _launches(work: _INT, of_work: _INT, call: _INT, of_call: _INT) -> npt.NDArr
 def _small(values: _INT) -> npt.NDArray[np.int32]:
     """Return values as int32; what does not fit is not known."""
     return np.where(np.abs(values) < 2**31, values, -1).astype(np.int32)
+
+
+def _call_category(event_class: int) -> str:
+    return "cuda_driver" if event_class == 1 else "cuda_runtime"
 
 
 def _thread(number: int) -> str:

@@ -30,6 +30,7 @@ from mlscope_lab.trace.importers.ort_events import (
     read_events,
     shapes_of,
 )
+from mlscope_lab.trace.importers.texts import Texts, unique_labels
 from mlscope_lab.trace.records import EventTable, LayerTable, LayerTrace
 
 if TYPE_CHECKING:
@@ -47,22 +48,11 @@ _FIELD = re.compile(
     r'(?:"([^"]*)"|(\[(?:\{[^{}]{0,2000}\},?){0,999}\]))'
 )
 _THREAD = re.compile(r'"pid" ?: ?(-?\d{1,18}), ?"tid" ?: ?(-?\d{1,18})')
+_MOST_EVENTS = 5_000_000
+_MOST_SHAPES = 10_000
+_SHAPES = ("input_type_shape", "output_type_shape")
 _MOST_CELLS = 20_000_000
 """Layers times iterations: more of them would take a gigabyte, and no profile of one model has them."""
-
-
-class _Texts:
-    """Texts in order of first appearance."""
-
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
-
-    def code(self, text: str) -> int:
-        return self.codes.setdefault(text, len(self.codes))
-
-    @property
-    def table(self) -> tuple[str, ...]:
-        return tuple(self.codes)
 
 
 class _Rows:
@@ -86,16 +76,20 @@ class _Profile:
     """Everything that a file holds, in columns; times in us."""
 
     def __init__(self) -> None:
-        self.names, self.ops, self.providers, self.shapes, self.threads = (_Texts() for _ in range(5))
-        self.session_names, self.session_categories, self.kernel_names = (_Texts() for _ in range(3))
+        self.names, self.ops, self.providers, self.shapes, self.threads = (
+            Texts(what) for what in ("names", "operators", "providers", "shapes", "threads")
+        )
+        self.session_names, self.session_categories, self.kernel_names = (
+            Texts(what) for what in ("session events", "categories", "kernels")
+        )
         self.nodes = _Rows("start", "duration", "name", "op", "index", "provider", "shapes", "output", "held", "thread")
         self.session = _Rows("start", "duration", "name", "category", "thread")
         self.kernels = _Rows("start", "duration", "name", "stream", "operator", "grid_x", "grid_y", "grid_z",
                              "block_x", "block_y", "block_z")  # fmt: skip
-        self.lines: dict[tuple[int, int, int], str] = {}
+        self.details: dict[tuple[int, int, int], tuple[int, int, int, int]] = {}
         self.events = self.damaged = 0
         self._shapes: dict[str, int] = {}
-        self._last: dict[str, int] = {}
+        self._last: dict[int, int] = {}
 
     def read(self, path: Path, max_bytes: int, progress: Callable[[int, int | None], None] | None) -> None:
         for category, start, duration, name, line in read_events(
@@ -107,6 +101,8 @@ class _Profile:
                     raise InputError(f"{path.name} is not an ONNX Runtime profile: most of its lines are no events")
                 continue
             self.events += 1
+            if self.events > _MOST_EVENTS:
+                raise InputError(f"{path.name} holds more than {_MOST_EVENTS:,} events; profile fewer runs")
             if category == "Node" and name.endswith(NODE_SUFFIX):
                 self._node(start, duration, name, line)
             elif category == "Kernel":
@@ -126,21 +122,26 @@ class _Profile:
             self.ops.code(found.get("op_name") or "unknown"),
             _small(found.get("node_index")),
         )
-        self.lines.setdefault(key, line)
-        self._last[name] = len(self.nodes)
+        if key not in self.details:
+            told = arguments_of(line)
+            given, made = (self.shapes.code(shapes_of(told.get(field))) for field in _SHAPES)
+            self.details[key] = (given, made, bytes_of(told, "parameter_size"), bytes_of(told, "output_size"))
+        self._last[key[0]] = len(self.nodes)
         provider = self.providers.code(found.get("provider") or "unknown")
         written = found.get("input_type_shape", "")
         shapes = self._shapes.get(written)
         if shapes is None:
             # parsed once for each distinct text, which are few
-            shapes = self._shapes[written] = self.shapes.code(shapes_of(_listed(written))) if written else -1
+            shapes = self.shapes.code(shapes_of(_listed(written))) if written else -1
+            if len(self._shapes) < _MOST_SHAPES:
+                self._shapes[written] = shapes
         self.nodes.add(start, duration, *key, provider, shapes, bytes_of(found, "output_size"),
                        bytes_of(found, "mem_bytes_in_use"), self._thread(line))  # fmt: skip
 
     def _kernel(self, start: int, duration: int, name: str, line: str) -> None:
         found = arguments_of(line)
         sizes = [_small(found.get(f"{of}_{axis}")) for of in ("grid", "block") for axis in "xyz"]
-        operator = self._last.get(str(found.get("parent_name")), -1)
+        operator = self._last.get(self.names.find(plain_name(str(found.get("parent_name")))), -1)
         self.kernels.add(start, duration, self.kernel_names.code(plain_name(name)), _small(found.get("stream")),
                          operator, *sizes)  # fmt: skip
 
@@ -293,31 +294,20 @@ class _Runs:
 
     def _table(self, keys: list[tuple[int, int, int]], parents: list[int]) -> LayerTable:
         names, ops = self.found.names.table, self.found.ops.table
-        labels: list[str] = []
-        taken: dict[str, int] = {}
-        for key in keys:
-            plain = names[key[0]] or "unnamed"
-            taken[plain] = nth = taken.get(plain, 0) + 1
-            label = plain if nth == 1 else f"{plain}#{nth}"
-            while label in taken and nth > 1:
-                taken[plain] = nth = nth + 1
-                label = f"{plain}#{nth}"
-            taken.setdefault(label, 1)
-            labels.append(label)
         depth: list[int] = []
         for above in parents:
             depth.append(0 if above < 0 else depth[above] + 1)
-        arguments = {key: arguments_of(self.found.lines[key]) for key in dict.fromkeys(keys)}
+        details, shapes = [self.found.details[key] for key in keys], self.found.shapes.table
         return LayerTable(
-            name=tuple(labels),
+            name=tuple(unique_labels(names[key[0]] for key in keys)),
             type=tuple(ops[key[1]] for key in keys),
             scope=("",) * len(keys),
             parent=tuple(parents),
             depth=tuple(depth),
-            input_shapes=tuple(shapes_of(arguments[key].get("input_type_shape")) for key in keys),
-            output_shapes=tuple(shapes_of(arguments[key].get("output_type_shape")) for key in keys),
-            parameter_bytes=tuple(bytes_of(arguments[key], "parameter_size") for key in keys),
-            activation_bytes=tuple(bytes_of(arguments[key], "output_size") for key in keys),
+            input_shapes=tuple(shapes[code] for code, *_ in details),
+            output_shapes=tuple(shapes[code] for _, code, *_ in details),
+            parameter_bytes=tuple(size for *_, size, _ in details),
+            activation_bytes=tuple(size for *_, size in details),
             sources=("",) * len(keys),
         )
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from mlscope_lab.errors import InputError
 from mlscope_lab.trace.importers.base import MAX_BYTES, Head, Importer
+from mlscope_lab.trace.importers.texts import readable, unique_labels
 from mlscope_lab.trace.records import LayerTable, LayerTrace
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ def load_profile(
     info = _read(layer_info, max_bytes) if layer_info is not None else main if isinstance(main, dict) else None
     details = _details(info, layer_info or path) if info is not None else []
     count, times = _times(main, path) if isinstance(main, list) else (0, [])
-    names = [name for name, *_ in times] or [str(entry.get("Name", "")) for entry in details]
+    names = [name for name, *_ in times] or [readable(str(entry.get("Name", ""))) for entry in details]
     if not names:
         raise InputError(f"{path} names no layers; write it with trtexec --exportProfile=FILE")
-    found = {str(entry.get("Name", "")): entry for entry in details}
+    found = {readable(str(entry.get("Name", ""))): entry for entry in details}
     table = _table(names, [found.get(name, {}) for name in names])
     unavailable = {"latency": "a trtexec profile holds traced iterations only",
                    "start_ns": "trtexec tells how long a layer took, not when: layers are laid end to end in the "
@@ -176,7 +177,7 @@ def _times(entries: Sequence[Any], path: Path) -> tuple[int, list[tuple[str, flo
             if total is None or not count:
                 raise InputError(f"{where} ('{str(entry['name'])[:60]}') has neither averageMs nor medianMs")
             average = total / count
-        found.append((str(entry["name"]), total if total is not None else -1.0, average, median))
+        found.append((readable(str(entry["name"])), total if total is not None else -1.0, average, median))
     if not found:
         raise InputError(f"{path} has no entry with a name; write it with trtexec --exportProfile=FILE")
     return count, found
@@ -207,18 +208,9 @@ def _details(info: Any, path: Path) -> list[Mapping[str, Any]]:
 
 
 def _table(names: Sequence[str], details: Sequence[Mapping[str, Any]]) -> LayerTable:
-    labels: list[str] = []
-    taken: set[str] = set()
-    for name in names:
-        label, nth = name or "unnamed", 1
-        while label in taken:
-            nth += 1
-            label = f"{name or 'unnamed'}#{nth}"
-        taken.add(label)
-        labels.append(label)
     n = len(names)
     return LayerTable(
-        name=tuple(labels),
+        name=tuple(unique_labels(names)),
         type=tuple(_type(name, entry) for name, entry in zip(names, details, strict=True)),
         scope=("",) * n,
         parent=(-1,) * n,
@@ -234,7 +226,7 @@ def _table(names: Sequence[str], details: Sequence[Mapping[str, Any]]) -> LayerT
 def _type(name: str, entry: Mapping[str, Any]) -> str:
     kind = entry.get("LayerType")
     if isinstance(kind, str) and kind:
-        return kind
+        return readable(kind)
     if name.startswith("Reformatting CopyNode"):
         return "Reformat"
     found = re.search(r"\[(\w+)\]$", name)

@@ -19,7 +19,8 @@ from mlscope_lab.errors import InputError
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.attribution import enclosing, iteration_at, launches, nest
 from mlscope_lab.trace.importers.base import MAX_BYTES, Head, Importer
-from mlscope_lab.trace.importers.xspace import Line, Plane, WireError, planes_of
+from mlscope_lab.trace.importers.texts import Texts
+from mlscope_lab.trace.importers.xspace import Line, Plane, Statistics, WireError, planes_of
 from mlscope_lab.trace.records import EventTable
 
 if TYPE_CHECKING:
@@ -30,10 +31,8 @@ __all__ = ["XPLANE"]
 _INT = npt.NDArray[np.int64]
 _LARGEST = 2 << 30
 """Bytes: protobuf itself writes no larger message."""
-_WANTED = frozenset({
-    "step_num", "correlation_id", "context_id", "kernel_details", "memcpy_details", "memset_details",
-    "profile_start_time", "tf_op", "hlo_category",
-})  # fmt: skip
+_NUMBERS = frozenset({"step_num", "correlation_id", "context_id", "profile_start_time"})
+_TEXTS = frozenset({"kernel_details", "memcpy_details", "memset_details"})
 _DEVICE = re.compile(r"/device:(?:[A-Z_]+):(\d{1,6})")
 # lines that a profiler derives from others: counting them would count the same time twice
 _DERIVED = frozenset({
@@ -44,27 +43,19 @@ _DETAIL = re.compile(r"(\w+):(\d{1,18}(?:,\d{1,18}){0,2})")
 _LATEST_NS = 1 << 62
 
 
-class _Texts:
-    def __init__(self) -> None:
-        self.codes: dict[str, int] = {}
-
-    def code(self, text: str) -> int:
-        return self.codes.setdefault(text, len(self.codes))
-
-
 class _Group:
     """Events of one group, line by line."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[npt.NDArray[Any]]] = {}
-        self.texts: dict[str, _Texts] = {}
+        self.texts: dict[str, Texts] = {}
 
     def add(self, columns: dict[str, npt.NDArray[Any]]) -> None:
         for name, values in columns.items():
             self.parts.setdefault(name, []).append(values)
 
     def codes(self, table: str, names: list[str]) -> npt.NDArray[np.int32]:
-        texts = self.texts.setdefault(table, _Texts())
+        texts = self.texts.setdefault(table, Texts(f"{table}s"))
         return np.array([texts.code(name) for name in names], dtype=np.int32)
 
     def column(self, name: str) -> npt.NDArray[Any]:
@@ -76,15 +67,14 @@ class _Group:
     def table(self, **more: npt.NDArray[Any]) -> EventTable:
         columns = {name: self.column(name) for name in self.parts if name != "track"} | more
         small = {name: v.astype(np.int32) for name, v in columns.items() if name.endswith(("_code", "_index"))}
-        return EventTable(
-            columns=columns | small, tables={name: tuple(texts.codes) for name, texts in self.texts.items()}
-        )
+        return EventTable(columns=columns | small, tables={name: texts.table for name, texts in self.texts.items()})
 
 
 class _Profile:
     """What the planes hold, by group."""
 
-    def __init__(self) -> None:
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
         self.groups = {
             name: _Group() for name in (schema.OPERATORS, schema.RUNTIME, schema.KERNELS, schema.ANNOTATIONS)
         }
@@ -93,7 +83,9 @@ class _Profile:
         self.started_ns = 0
 
     def read(self, plane: Plane) -> None:
-        self.started_ns = self.started_ns or int(plane.stats.get("profile_start_time", 0))
+        began = plane.stats.get("profile_start_time", 0)
+        if not self.started_ns and isinstance(began, int) and 0 < began < _LATEST_NS:
+            self.started_ns = began
         device = _DEVICE.match(plane.name)
         if device is not None:
             self._device(plane, int(device[1]))
@@ -147,8 +139,7 @@ class _Profile:
         return rows
 
     def _host(self, plane: Plane, line: Line) -> None:
-        steps = np.zeros(len(line.metadata), dtype=np.bool_)
-        steps[[row for row, stats in line.stats.items() if "step_num" in stats]] = True
+        steps = np.array(line.column("step_num"), dtype=np.int64) >= 0
         if steps.any():
             self._add(schema.ANNOTATIONS, plane, line, lambda key: (plane.events.get(key, ""), "step"), steps)
         rows = self._add(schema.OPERATORS, plane, line, lambda key: _operator(plane, key), ~steps)
@@ -168,18 +159,35 @@ class _Profile:
         for number, line in enumerate(streams):
             rows = self._add(schema.KERNELS, plane, line, lambda key: (plane.events.get(key, ""), "kernel"))
             stream = re.search(r"#(\d{1,9})", line.name)
-            details = [_details(plane, line, row) for row in rows.tolist()]
+            details = self._details(plane, line, rows)
             target = self.groups[schema.KERNELS]
-            category = ["gpu_memcpy" if "kind" in d else "kernel" for d in details]
-            target.parts["category_code"][-1] = target.codes("category", category)
+            copies = details.pop("kind")
+            kinds = target.codes("category", ["kernel", "gpu_memcpy"])
+            target.parts["category_code"][-1] = kinds[(copies >= 0).astype(np.intp)]
             target.add({
                 "device": np.full(len(rows), device, dtype=np.int32),
                 "stream": np.full(len(rows), int(stream[1]) if stream else number, dtype=np.int32),
                 "correlation": _stat(line, rows, "correlation_id"),
                 "context": _stat(line, rows, "context_id"),
-                **{name: np.array([d.get(name, -1) for d in details], dtype=dtype)
-                   for name, dtype in _DETAILS.items()},
+                **details,
             })  # fmt: skip
+
+    def _details(self, plane: Plane, line: Line, rows: npt.NDArray[np.intp]) -> dict[str, npt.NDArray[Any]]:
+        """Return what the texts of kernels and copies say, a column each; each text is read once."""
+        told = [np.array(line.texts.get(name, ()), dtype=np.int64) for name in sorted(_TEXTS)]
+        codes = [column[rows] if len(column) else np.full(len(rows), -1) for column in told]
+        keys = np.stack([np.array(line.metadata, dtype=np.int64)[rows], *codes], axis=1)
+        distinct, place = np.unique(keys, axis=0, return_inverse=True)
+        texts = (*self.statistics.table.table, "")
+        found = []
+        for key, *numbers in distinct.tolist():
+            shared = plane.details.get(key, {})
+            words = (str(texts[n] or shared.get(name, "")) for n, name in zip(numbers, sorted(_TEXTS), strict=True))
+            found.append(_details(*words))
+        return {
+            name: np.array([one.get(name, -1) for one in found], dtype=dtype)[place.reshape(-1)]
+            for name, dtype in (*_DETAILS.items(), ("kind", np.int64))
+        }
 
 
 _DETAILS = {
@@ -204,17 +212,14 @@ def _operator(plane: Plane, key: int) -> tuple[str, str]:
 
 
 def _stat(line: Line, rows: npt.NDArray[np.intp], name: str) -> _INT:
-    values = [line.stats.get(row, {}).get(name, -1) for row in rows.tolist()]
-    return np.array([v if isinstance(v, int) and 0 <= v < _LATEST_NS else -1 for v in values], dtype=np.int64)
+    values = np.array(line.column(name), dtype=np.int64)[rows]
+    return np.where(values >= 0, values, -1)
 
 
-def _details(plane: Plane, line: Line, row: int) -> dict[str, int]:
+def _details(kernel: str, copied: str, filled: str) -> dict[str, int]:
     """Return what a kernel's or a copy's text says: ``regs:32 static_shared:0 grid:1,1,1`` or ``kind:HtoD size:64``."""
-    stats = plane.details.get(line.metadata[row], {}) | line.stats.get(row, {})
-    text = str(stats.get("kernel_details", ""))
-    copy = str(stats.get("memcpy_details", "") or stats.get("memset_details", ""))
     found: dict[str, int] = {}
-    for name, value in _DETAIL.findall(text):
+    for name, value in _DETAIL.findall(kernel):
         numbers = [min(int(v), 2**31 - 1) for v in value.split(",")]
         if name == "regs":
             found["registers"] = numbers[0]
@@ -222,8 +227,8 @@ def _details(plane: Plane, line: Line, row: int) -> dict[str, int]:
             found["shared_memory_bytes"] = found.get("shared_memory_bytes", 0) + numbers[0]
         elif name in {"grid", "block"} and len(numbers) == 3:
             found |= {f"{name}_{axis}": number for axis, number in zip("xyz", numbers, strict=True)}
-    if copy:
-        size = re.search(r"(?:size|num_bytes):(\d{1,18})", copy)
+    if copied or filled:
+        size = re.search(r"(?:size|num_bytes):(\d{1,18})", copied or filled)
         found |= {"kind": 0, "size_bytes": int(size[1]) if size else -1}
     return found
 
@@ -282,10 +287,11 @@ def _load(
     from mlscope_lab.trace.build import build_imported
 
     file = _file(path)
-    found = _Profile()
+    statistics = Statistics(_NUMBERS, _TEXTS)
+    found = _Profile(statistics)
     try:
         with _opened(file, max_bytes) as data:
-            planes, notes = planes_of(data, _WANTED)
+            planes, notes = planes_of(data, statistics)
             if progress is not None:
                 progress(len(data), len(data))
     except (WireError, EOFError, gzip.BadGzipFile) as error:
@@ -330,7 +336,7 @@ def _steps(groups: dict[str, _Group]) -> tuple[_INT, _INT]:
     """Return start and duration of the steps; none where they overlap."""
     notes = groups[schema.ANNOTATIONS]
     texts = notes.texts.get("category")
-    code = texts.codes.get("step", -1) if texts is not None else -1
+    code = texts.find("step") if texts is not None else -1
     here = notes.column("category_code") == code
     start, duration = notes.column("start_ns")[here], notes.column("duration_ns")[here]
     order = np.argsort(start, kind="stable")

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mlscope_lab.errors import InputError
+from mlscope_lab.trace.importers.texts import Texts
 
-__all__ = ["Line", "Plane", "WireError", "planes_of"]
+__all__ = ["MOST_EVENTS", "Line", "Plane", "Statistics", "WireError", "planes_of"]
 
-MOST_EVENTS = 20_000_000
-_LONGEST_TEXT = 1 << 16
+MOST_EVENTS = 5_000_000
+_LONGEST_TEXT = 1 << 14
 _Buffer = mmap.mmap | bytes
+_Value = int | float | str
+
+
+_MOST_PARTS = 1_000_000
+_MOST_LETTERS = 64 << 20
 
 
 class WireError(ValueError):
@@ -28,7 +34,8 @@ class WireError(ValueError):
 class Line:
     """One timeline; offsets and durations in ps, `timestamp_ns` in ns.
 
-    ``stats`` holds {row: {name of the statistic: value}} of the events that have any.
+    ``numbers`` and ``texts`` hold the statistics of the events by name, -1 where an event has none; a text is a number
+    of the `Statistics` that the planes were read with.
     """
 
     id: int = 0
@@ -37,7 +44,40 @@ class Line:
     metadata: array[int] = field(default_factory=lambda: array("q"))
     offset_ps: array[int] = field(default_factory=lambda: array("q"))
     duration_ps: array[int] = field(default_factory=lambda: array("q"))
-    stats: dict[int, dict[str, int | float | str]] = field(default_factory=dict)
+    numbers: dict[str, array[int]] = field(default_factory=dict)
+    texts: dict[str, array[int]] = field(default_factory=dict)
+
+    def column(self, name: str) -> array[int]:
+        """Return a statistic of all events that are whole numbers."""
+        return self.numbers.get(name) or array("q", [-1]) * len(self.metadata)
+
+
+class Statistics:
+    """Which statistics are kept, and the texts among them."""
+
+    def __init__(self, numbers: frozenset[str], texts: frozenset[str]) -> None:
+        self.numbers, self.texts = numbers, texts
+        self.table = Texts("texts of statistics")
+
+    def add(self, line: Line, found: Mapping[str, _Value]) -> None:
+        """Append the statistics of the event that comes next."""
+        row = len(line.metadata)
+        for name, value in found.items():
+            if name in self.numbers and isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+                columns, code = line.numbers, value
+            elif name in self.texts and isinstance(value, str):
+                columns, code = line.texts, self.table.code(value)
+            else:
+                continue
+            column = columns.setdefault(name, array("q"))
+            column.extend([-1] * (row - len(column)))
+            if len(column) == row:  # of a statistic that is told twice the first counts
+                column.append(code)
+
+    def fill(self, line: Line) -> None:
+        """Make all columns as long as the line."""
+        for column in (*line.numbers.values(), *line.texts.values()):
+            column.extend([-1] * (len(line.metadata) - len(column)))
 
 
 @dataclass(kw_only=True)
@@ -52,19 +92,19 @@ class Plane:
     lines: list[Line] = field(default_factory=list)
     events: dict[int, str] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
-    details: dict[int, dict[str, int | float | str]] = field(default_factory=dict)
-    stats: dict[str, int | float | str] = field(default_factory=dict)
+    details: dict[int, dict[str, _Value]] = field(default_factory=dict)
+    stats: dict[str, _Value] = field(default_factory=dict)
 
 
-def planes_of(data: _Buffer, wanted: frozenset[str]) -> tuple[list[Plane], list[str]]:
+def planes_of(data: _Buffer, statistics: Statistics) -> tuple[list[Plane], list[str]]:
     """Return the planes of an XSpace and the errors and warnings that its writer left.
 
     Parameters
     ----------
     data
         The serialised message.
-    wanted
-        Names of the statistics to keep.
+    statistics
+        Those to keep; takes up their texts.
 
     Raises
     ------
@@ -78,7 +118,7 @@ def planes_of(data: _Buffer, wanted: frozenset[str]) -> tuple[list[Plane], list[
     room = MOST_EVENTS
     for number, wire, low, high in _fields(data, 0, len(data)):
         if number == 1 and wire == 2:
-            plane, used = _plane(data, low, high, wanted, room)
+            plane, used = _plane(data, low, high, statistics, room)
             room -= used
             planes.append(plane)
         elif number in {2, 3} and wire == 2 and len(notes) < 100:
@@ -86,10 +126,11 @@ def planes_of(data: _Buffer, wanted: frozenset[str]) -> tuple[list[Plane], list[
     return planes, notes
 
 
-def _plane(data: _Buffer, start: int, end: int, wanted: frozenset[str], room: int) -> tuple[Plane, int]:
+def _plane(data: _Buffer, start: int, end: int, statistics: Statistics, room: int) -> tuple[Plane, int]:
     plane = Plane()
     names: dict[int, str] = {}
     lines, metadata, stats = [], [], []
+    letters = _MOST_LETTERS
     for number, wire, low, high in _fields(data, start, end):
         if wire != 2:
             continue
@@ -102,16 +143,19 @@ def _plane(data: _Buffer, start: int, end: int, wanted: frozenset[str], room: in
         elif number == 5:
             key, value = _stat_metadata(data, low, high)
             names[key] = value
+            letters -= 100 + len(value)
         elif number == 6:
             stats.append((low, high))
-    kept = {key: name for key, name in names.items() if name in wanted}
+        if letters < 0 or len(metadata) + len(lines) + len(stats) > _MOST_PARTS:
+            raise InputError("The profile names more events and statistics than any program has")
+    kept = {key: name for key, name in names.items() if name in statistics.numbers or name in statistics.texts}
     for low, high in metadata:
         _event_metadata(data, low, high, plane, kept, names)
     for low, high in stats:
         plane.stats |= _stat(data, low, high, kept, names)
     used = 0
     for low, high in lines:
-        line = _line(data, low, high, kept, names, room - used)
+        line = _line(data, low, high, kept, names, statistics, room - used)
         used += len(line.metadata)
         plane.lines.append(line)
     return plane, used
@@ -141,7 +185,7 @@ def _event_metadata(
     data: _Buffer, start: int, end: int, plane: Plane, kept: dict[int, str], names: dict[int, str]
 ) -> None:
     key, low, high = _entry(data, start, end)
-    found: dict[str, int | float | str] = {}
+    found: dict[str, _Value] = {}
     plane.events.setdefault(key, "")
     for number, wire, first, last in _fields(data, low, high):
         if number == 2 and wire == 2:
@@ -154,9 +198,7 @@ def _event_metadata(
         plane.details[key] = found
 
 
-def _stat(
-    data: _Buffer, start: int, end: int, kept: dict[int, str], names: dict[int, str]
-) -> dict[str, int | float | str]:
+def _stat(data: _Buffer, start: int, end: int, kept: dict[int, str], names: dict[int, str]) -> dict[str, _Value]:
     """Return {name: value} of a statistic, {} if it is not wanted."""
     import struct
 
@@ -178,7 +220,9 @@ def _stat(
     return {} if name is None or value is None else {name: value}
 
 
-def _line(data: _Buffer, start: int, end: int, kept: dict[int, str], names: dict[int, str], room: int) -> Line:
+def _line(
+    data: _Buffer, start: int, end: int, kept: dict[int, str], names: dict[int, str], statistics: Statistics, room: int
+) -> Line:
     line = Line()
     metadata, offsets, durations = line.metadata, line.offset_ps, line.duration_ps
     shown = ""
@@ -199,9 +243,7 @@ def _line(data: _Buffer, start: int, end: int, kept: dict[int, str], names: dict
                     else:
                         duration = value
                 elif inner == 4 and kind == 2 and kept:
-                    found = _stat(data, first, last, kept, names)
-                    if found:
-                        line.stats.setdefault(len(metadata), {}).update(found)
+                    statistics.add(line, _stat(data, first, last, kept, names))
             metadata.append(key)
             offsets.append(offset)
             durations.append(duration)
@@ -216,6 +258,7 @@ def _line(data: _Buffer, start: int, end: int, kept: dict[int, str], names: dict
         elif wire == 2 and number == 11:
             shown = _text(data, low, high)
     line.name = shown or line.name
+    statistics.fill(line)
     return line
 
 

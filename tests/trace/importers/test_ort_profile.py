@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlscope_lab.errors import InputError, SchemaError
+from mlscope_lab.store import Store
 from mlscope_lab.trace.events import table_of
 from mlscope_lab.trace.importers import detect_format, import_trace
 
@@ -90,9 +91,11 @@ def test_the_order_of_lines_does_not_matter(tmp_path):
 
 def test_names_that_spoil_the_json(tmp_path):
     lines = [*BEGIN, node('say "hi', "Relu", 0, 1005, 3), node("back\\\\slash", "Relu", 1, 1010, 3),
-             event("Session", "model_run", 1000, 30)]  # fmt: skip
+             node("half \\ud800 pair", "Relu", 2, 1015, 3), event("Session", "model_run", 1000, 30)]  # fmt: skip
     run = import_trace(written(tmp_path / "profile.json", lines))
-    assert table_of(run["operators"].dataset, "name") == ['say "hi', "back\\slash"]
+    assert table_of(run["operators"].dataset, "name") == ['say "hi', "back\\slash", "half ? pair"]
+    store = Store(tmp_path / "runs")
+    assert store.open(store.save(run))["layers"].identical(run["layers"])
 
 
 def test_repeated_nodes_are_call_sites_of_their_own(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlscope_lab.errors import InputError
+from mlscope_lab.store import Store
 from mlscope_lab.trace.importers import detect_format, import_trace
 from mlscope_lab.trace.importers.trtexec import load_profile
 
@@ -95,6 +96,15 @@ def test_layers_alone_have_no_times(files):
     names = {"Layers": ["a", "b + c", "a"], "Bindings": []}
     (files / "names.json").write_text(json.dumps(names))
     assert import_trace(files / "names.json")["layers"]["name"].values.tolist() == ["a", "b + c", "a#2"]
+
+
+def test_many_layers_of_one_name_and_half_a_surrogate_pair(files):
+    entries = [{"count": 1}, *({"name": "a\ud800", "averageMs": 1} for _ in range(5000))]
+    (files / "same.json").write_text(json.dumps(entries))
+    run = import_trace(files / "same.json")
+    assert run["layers"]["name"].values[[0, 4999]].tolist() == ["a?", "a?#5000"]
+    store = Store(files / "runs")
+    assert store.open(store.save(run))["layers"].sizes["layer"] == 5000
 
 
 def test_layers_of_another_engine_warn(files):
