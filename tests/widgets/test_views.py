@@ -94,3 +94,25 @@ def test_levels_have_colours_of_their_own(views):
     levels = [level for level in schema.LEVELS if level != "full"]
     assert list(views.LEVEL_COLOURS) == levels
     assert len(set(views.LEVEL_COLOURS.values())) == len(levels)
+
+
+def test_views_across_the_stack(views):
+    import mlscope_lab as ml
+    from mlscope_lab.errors import InputError
+    from mlscope_lab.testing import synthetic_run
+
+    deep = synthetic_run(deep=True)
+    types = views.layer_types_view(ml.analyze(deep, "latency_by_type"), n=3)
+    assert list(types.layout.yaxis.ticktext)[:3] == ["Relu", "Conv", "Add"]
+    assert len(types.layout.yaxis.ticktext) == 4  # and what belongs to no layer
+    kernels = views.kernels_view(ml.analyze(deep, "kernels_by_name"))
+    assert {trace.name for trace in kernels.data} == {"compute", "memory"}
+    busy = views.busy_timeline_view(ml.analyze(deep, "busy_timeline", steps=50))
+    assert busy.data[0].z.shape == (2, 50)
+    assert [trace.type for trace in busy.data] == ["heatmap"]
+    with pytest.raises(InputError, match=r"ml\.analyze\(run, 'latency_by_type'\)"):
+        views.layer_types_view(ml.analyze(deep, "layer_latency"))
+    with pytest.raises(InputError, match=r"ml\.analyze\(run, 'kernels_by_name'\)"):
+        views.kernels_view(ml.analyze(deep, "kernels_by_layer"))
+    with pytest.raises(InputError, match="at least 1"):
+        views.kernels_view(ml.analyze(deep, "kernels_by_name"), n=0)

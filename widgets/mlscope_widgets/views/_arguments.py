@@ -48,3 +48,16 @@ def same_length(one: str, a: Sequence[xr.Dataset], other: str, b: Sequence[xr.Da
     """
     if len(a) != len(b):
         raise InputError(f"{one} holds {len(a)} datasets and {other} {len(b)}; give one of each a run")
+
+
+def along(name: str, data: xr.Dataset, dim: str, analysis: str) -> None:
+    """Refuse a dataset that runs along another dimension.
+
+    Raises
+    ------
+    InputError
+        If it does, naming the analysis that makes the wanted one.
+    """
+    if dim not in data.dims:
+        raise InputError(f"{name} must run along '{dim}', not {', '.join(map(str, data.dims)) or 'nothing'}; "
+                         f"ml.analyze(run, '{analysis}') makes it")  # fmt: skip
