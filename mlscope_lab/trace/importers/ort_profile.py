@@ -44,7 +44,7 @@ _CONTAINERS = frozenset({
     "BeamSearch", "GreedySearch", "If", "Loop", "Sampling", "Scan", "SequenceMap", "WhisperBeamSearch",
 })  # fmt: skip
 _FIELD = re.compile(
-    r'"(op_name|provider|node_index|output_size|mem_bytes_in_use|input_type_shape)" ?: ?'
+    r'"(op_name|provider|node_index|output_size|mem_in_use_delta|input_type_shape)" ?: ?'
     r'(?:"([^"]*)"|(\[(?:\{[^{}]{0,2000}\},?){0,999}\]))'
 )
 _THREAD = re.compile(r'"pid" ?: ?(-?\d{1,18}), ?"tid" ?: ?(-?\d{1,18})')
@@ -82,7 +82,7 @@ class _Profile:
         self.session_names, self.session_categories, self.kernel_names = (
             Texts(what) for what in ("session events", "categories", "kernels")
         )
-        self.nodes = _Rows("start", "duration", "name", "op", "index", "provider", "shapes", "output", "held", "thread")
+        self.nodes = _Rows("start", "duration", "name", "op", "index", "provider", "shapes", "output", "taken", "thread")
         self.session = _Rows("start", "duration", "name", "category", "thread")
         self.kernels = _Rows("start", "duration", "name", "stream", "operator", "grid_x", "grid_y", "grid_z",
                              "block_x", "block_y", "block_z")  # fmt: skip
@@ -136,7 +136,7 @@ class _Profile:
             if len(self._shapes) < _MOST_SHAPES:
                 self._shapes[written] = shapes
         self.nodes.add(start, duration, *key, provider, shapes, bytes_of(found, "output_size"),
-                       bytes_of(found, "mem_bytes_in_use"), self._thread(line))  # fmt: skip
+                       bytes_of(found, "mem_in_use_delta"), self._thread(line))  # fmt: skip
 
     def _kernel(self, start: int, duration: int, name: str, line: str) -> None:
         found = arguments_of(line)
@@ -345,7 +345,7 @@ class _Runs:
                     "layer_index": self.layer,
                     "shapes_code": nodes["shapes"].astype(np.int32),
                     "output_bytes": nodes["output"],
-                    "allocated_bytes": nodes["held"],
+                    "allocated_bytes": nodes["taken"],
                 },
                 tables={"name": found.names.table, "category": found.providers.table, "thread": found.threads.table,
                         "type": found.ops.table, "shapes": found.shapes.table},
