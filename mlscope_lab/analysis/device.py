@@ -114,7 +114,7 @@ def kernel_breakdown(run: xr.DataTree) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Along ``kernel`` (names), longest first: ``kind`` ("compute", "communication", "memory" or "synchronisation"),
+        Along ``kernel`` (names, of operators types where the tool tells them), longest first: ``kind`` ("compute", "communication", "memory" or "synchronisation"),
         ``count``, ``total_ns``, ``share`` of all, ``minimum_ns``, ``maximum_ns``, ``mean_ns``, ``deviation_ns``. Sums,
         not unions: kernels that run at once count each. Iterations are not told apart; warm-up counts, if traced.
 
@@ -126,8 +126,9 @@ def kernel_breakdown(run: xr.DataTree) -> xr.Dataset:
     work = work_of(run)
     duration = work.duration
     kinds = len(KINDS)
-    group = (np.where(work.name >= 0, work.name, len(work.names) - 1).astype(np.int64)) * kinds + work.kind
-    groups = len(work.names) * kinds
+    names, labels = work.groups
+    group = names * kinds + work.kind
+    groups = len(labels) * kinds
     count = np.bincount(group, minlength=groups)
     rows = np.flatnonzero(count)
     place = np.zeros(groups, dtype=np.int64)
@@ -146,7 +147,7 @@ def kernel_breakdown(run: xr.DataTree) -> xr.Dataset:
         "kind": texts(KINDS)[rows % kinds], "count": count[rows], "total_ns": total, "share": share_of(total),
         "minimum_ns": least, "maximum_ns": most, "mean_ns": mean, "deviation_ns": deviation,
     }  # fmt: skip
-    return table("kernel", work.names[rows // kinds][order], {name: v[order] for name, v in columns.items()},
+    return table("kernel", labels[rows // kinds][order], {name: v[order] for name, v in columns.items()},
                  attrs=_attrs(run, work))  # fmt: skip
 
 

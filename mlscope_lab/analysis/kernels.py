@@ -177,7 +177,7 @@ def kernels_by_name(
     Returns
     -------
     xarray.Dataset
-        Along ``name``, longest first: ``kind``, ``kernels`` (calls in an iteration, mean), ``duration_ns`` (sum in an
+        Along ``name`` (of operators the type, where the tool tells one), longest first: ``kind``, ``kernels`` (calls in an iteration, mean), ``duration_ns`` (sum in an
         iteration, median over iterations) with its bounds, ``share``, and the metrics of `kernel_information`: flops
         and traffic are sums in an iteration, occupancy is weighted by time.
 
@@ -187,8 +187,8 @@ def kernels_by_name(
         If the run has neither kernels nor operators.
     """
     work = work_of(run)
-    names = len(work.names)
-    group = np.where(work.name >= 0, work.name, names - 1)
+    group, labels = work.groups
+    names = len(labels)
     inside = np.where(work.iteration >= 0, group, -1)
     count = sum_by_group(np.ones(len(work), dtype=np.int64), inside, names)
     columns: dict[str, Any] = {"kernels": count / work.iterations}
@@ -202,7 +202,7 @@ def kernels_by_name(
     columns |= roof_columns(metrics.means, columns["duration_ns"], Peaks.of(peak_flops, peak_bandwidth))
     rows = np.flatnonzero(count)
     rows = rows[np.argsort(-columns["duration_ns"][rows], kind="stable")]
-    return table("name", work.names[rows], {name: values[rows] for name, values in columns.items()},
+    return table("name", labels[rows], {name: values[rows] for name, values in columns.items()},
                  attrs=work_attrs(run, work, **metrics.sources))  # fmt: skip
 
 

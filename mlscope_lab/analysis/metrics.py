@@ -171,11 +171,10 @@ def metric_totals(
             theirs = sites_of(source)
             group = np.append(match(sites, work, theirs, source), -1)[theirs.site]
     elif by == "name":
-        if source.group == work.group:
-            group = source.name.astype(np.int64)
-        else:
-            known = {name: code for code, name in enumerate(work.names[:-1])}
-            group = np.array([known.get(n, -1) for n in source.names[:-1]] + [-1], dtype=np.int64)[source.name]
+        group, labels = source.groups
+        if source.group != work.group:  # another table of names
+            known = {name: code for code, name in enumerate(work.groups[1])}
+            group = np.array([known.get(name, -1) for name in labels], dtype=np.int64)[group]
     elif by == "layer":
         group = np.where(source.layer >= 0, source.layer, groups - 1).astype(np.int64)
     else:

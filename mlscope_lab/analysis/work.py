@@ -196,6 +196,21 @@ class Work:
         return self.rows.column("duration_ns") if self.group == schema.OPERATORS else self.duration
 
     @cached_property
+    def groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
+        """What entries of one kind share, as positions and the texts that these number, "" the last.
+
+        A kernel's name; of an operator its type where the tool tells one ("Conv"), since its name may be that of a node
+        that exists once.
+        """
+        last = len(self.names) - 1
+        name = np.where(self.name >= 0, self.name, last).astype(np.int64)
+        if self.group != schema.OPERATORS or "type_code" not in self.rows.data.variables:
+            return name, self.names
+        types = self.rows.table("type")[:-1]
+        kind = self.rows.column("type_code")
+        return np.where(kind >= 0, kind, len(types) + name).astype(np.int64), texts([*types, *self.names])
+
+    @cached_property
     def kind(self) -> npt.NDArray[np.int8]:
         """Position in `KINDS` of each entry."""
         if self.group != schema.KERNELS:

@@ -106,6 +106,21 @@ def test_operators_say_so(imported):
     assert np.isnan(kernels_by_model([run])["latency_ns"].values[0])
 
 
+def test_operators_of_one_type_are_one_row_where_the_tool_tells_types(imported):
+    from mlscope_lab.analysis.device import kernel_breakdown
+
+    operators = [
+        {"name": f"node_{i}", "type": kind, "start_ns": 100 * i, "duration_ns": 10 + i, "parent_index": -1}
+        for i, kind in enumerate(["Conv", "Relu", "Conv"])
+    ]
+    run = imported(operators=operators)
+    found = kernels_by_name(run)
+    assert found["name"].values.tolist() == ["Conv", "Relu"]
+    assert found["duration_ns"].values.tolist() == [22, 11]
+    assert kernel_breakdown(run)["kernel"].values.tolist() == ["Conv", "Relu"]
+    assert kernel_information(run)["name"].values.tolist() == ["node_0", "node_1", "node_2"]
+
+
 def test_counters_of_a_deeper_pass_meet_the_times_of_the_shallower(run):
     import dataclasses
 
