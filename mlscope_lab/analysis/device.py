@@ -114,9 +114,10 @@ def kernel_breakdown(run: xr.DataTree) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Along ``kernel`` (names, of operators types where the tool tells them), longest first: ``kind`` ("compute", "communication", "memory" or "synchronisation"),
-        ``count``, ``total_ns``, ``share`` of all, ``minimum_ns``, ``maximum_ns``, ``mean_ns``, ``deviation_ns``. Sums,
-        not unions: kernels that run at once count each. Iterations are not told apart; warm-up counts, if traced.
+        Along ``kernel`` (names, of operators types where the tool tells them), longest first: ``kind`` ("compute",
+        "communication", "memory" or "synchronisation"), ``count``, ``total_ns``, ``share`` of all, ``minimum_ns``,
+        ``maximum_ns``, ``mean_ns``, ``deviation_ns``. Sums, not unions: kernels that run at once count each. Iterations
+        are not told apart; warm-up counts, if traced.
 
     Raises
     ------

@@ -177,9 +177,10 @@ def kernels_by_name(
     Returns
     -------
     xarray.Dataset
-        Along ``name`` (of operators the type, where the tool tells one), longest first: ``kind``, ``kernels`` (calls in an iteration, mean), ``duration_ns`` (sum in an
-        iteration, median over iterations) with its bounds, ``share``, and the metrics of `kernel_information`: flops
-        and traffic are sums in an iteration, occupancy is weighted by time.
+        Along ``name`` (of operators the type, where the tool tells one), longest first: ``kind``, ``kernels`` (calls in
+        an iteration, mean), ``duration_ns`` (sum in an iteration, median over iterations) with its bounds, ``share``,
+        and the metrics of `kernel_information`: flops and traffic are sums in an iteration, occupancy is weighted by
+        time.
 
     Raises
     ------

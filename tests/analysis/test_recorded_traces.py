@@ -217,6 +217,8 @@ def test_every_analysis_goes_as_far_as_the_trace(name):
     run = import_trace(TRACES / name)
     refused = {}
     for analysis in analyses():
+        if analysis.name == "roofline":  # it needs the peaks of the machine, and says so
+            continue
         given = [run, run] if analysis.name == "predict_latency" else [run] if analysis.several else run
         try:
             analysis.function(given)
