@@ -18,7 +18,7 @@ from mlscope_lab.backends.tensorflow_nodes import NodeRun, by_first_start, cover
 from mlscope_lab.backends.tensorflow_profiler import HostEvent
 from mlscope_lab.trace.records import LayerTable
 
-__all__ = ["Layers", "Step", "layers_of"]
+__all__ = ["Layers", "Step", "input_shapes", "layers_of"]
 
 
 @dataclass(kw_only=True)
@@ -146,10 +146,10 @@ def _table(
     )
 
 
-def _describe(run: NodeRun, described: Mapping[str, NodeRun], frozen: Frozen) -> dict[str, Any]:
-    found = described.get(run.name, run)
+def input_shapes(run: NodeRun, described: Mapping[str, NodeRun]) -> tuple[str, int]:
+    """Return types and shapes of what a described run reads, joined by ``;``, and the bytes of its weights."""
     shapes, weights = [], 0
-    for text in found.inputs:
+    for text in run.inputs:
         name, _, slot = text.lstrip("^").partition(":")
         maker = described.get(name)
         if text.startswith("^") or maker is None:
@@ -160,12 +160,18 @@ def _describe(run: NodeRun, described: Mapping[str, NodeRun], frozen: Frozen) ->
             shapes.append(shape)
             if maker.op == "Const" and not shape.startswith(("int32", "int64", "bool")):
                 weights += max(size, 0)
+    return ";".join(s for s in shapes if s), weights
+
+
+def _describe(run: NodeRun, described: Mapping[str, NodeRun], frozen: Frozen) -> dict[str, Any]:
+    found = described.get(run.name, run)
+    shapes, weights = input_shapes(found, described)
     names = {text.lstrip("^").partition(":")[0] for text in found.inputs}
     sources = frozen.sources(run.name, run.op, names, set(described))
     return {
         "scope": frozen.scope(run.name, sources),
         "sources": ";".join(frozen.plain_name(s) for s in sources) if len(sources) > 1 else "",
-        "input_shapes": ";".join(s for s in shapes if s),
+        "input_shapes": shapes,
         "output_shapes": ";".join(text for text, _ in found.outputs if text),
         "parameter_bytes": weights if run.name in described else -1,
         "activation_bytes": found.output_bytes,

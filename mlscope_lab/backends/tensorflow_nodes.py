@@ -25,6 +25,8 @@ class NodeRun:
         When its kernel began and ended.
     thread
         Thread that ran it, "" where unknown.
+    shapes
+        Types and shapes of its inputs in this very run, "" where it does not tell.
     inputs
         Names of the tensors that it reads.
     outputs
@@ -46,6 +48,7 @@ class NodeRun:
     start: int
     stop: int
     thread: str = ""
+    shapes: str = ""
     inputs: tuple[str, ...] = ()
     outputs: tuple[tuple[str, int], ...] = ()
     allocated_bytes: int = -1

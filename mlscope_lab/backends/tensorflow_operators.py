@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from mlscope_lab.backends.tensorflow_graph import BOOKKEEPING, Frozen, plain_type
-from mlscope_lab.backends.tensorflow_layers import Layers, Step
+from mlscope_lab.backends.tensorflow_layers import Layers, Step, input_shapes
 from mlscope_lab.backends.tensorflow_nodes import NodeRun
 from mlscope_lab.trace.attribution import enclosing
 from mlscope_lab.trace.events import intern_texts
@@ -17,6 +19,7 @@ from mlscope_lab.trace.records import EventTable
 __all__ = ["Operators", "annotations_of", "memory_of", "operators_of", "sizes_of"]
 
 _NODE, _BOOKKEEPING, _EXECUTOR = "tf_op", "bookkeeping", "executor"
+_TYPES = {"double": "float64", "float": "float32", "half": "float16"}
 _PASSED_ON = "constants do not run: their rows are the time in which the executor passed their tensor on"
 
 
@@ -34,6 +37,21 @@ class _Row:
     output_bytes: int = -1
     allocated_bytes: int = -1
     allocations: Sequence[tuple[int, int]] = field(default_factory=tuple)
+    shapes: str = ""
+
+
+@lru_cache(maxsize=4096)
+def _shapes(written: str) -> str:
+    """Return TensorFlow's ``(float[2,3];int32[])`` as ``float32[2,3];int32[]``; "" where it knows no input.
+
+    Examples
+    --------
+    >>> _shapes("(float[2,3];int32[])")
+    'float32[2,3];int32[]'
+    """
+    parts = [part.partition("[") for part in written.removeprefix("(").removesuffix(")").split(";")]
+    text = ";".join(f"{_TYPES.get(kind, kind)}{mark}{rest}" for kind, mark, rest in parts)
+    return text if text.strip(";") else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +108,8 @@ def operators_of(
     rows: list[_Row] = []
     for iteration, step in enumerate(steps):
         made = [*_of_nodes(iteration, step, layers.rows[iteration], sizes[iteration], frozen)]
+        for row, run in zip(made, step.runs, strict=True):
+            row.shapes = _shapes(run.shapes) if run.shapes else input_shapes(run, described)[0]
         made += _of_executor(iteration, step, described, frozen)
         order = sorted(range(len(made)), key=lambda k: (made[k].start, -made[k].stop))
         place = {k: len(rows) + i for i, k in enumerate(order)} | {-1: -1}
@@ -107,9 +127,8 @@ def _table(rows: Sequence[_Row], attrs: Mapping[str, str]) -> EventTable:
     names, name_table = intern_texts([row.name for row in rows])
     categories, category_table = intern_texts([row.category for row in rows])
     kinds, type_table = intern_texts([row.kind for row in rows])
-    threads, thread_table = intern_texts([row.thread for row in rows])
-    if "" in thread_table:  # step statistics do not tell
-        threads = np.where(threads == thread_table.index(""), np.int32(-1), threads)
+    threads, thread_table = _told([row.thread for row in rows])
+    shapes, shapes_table = _told([row.shapes for row in rows])
     return EventTable(
         columns={
             "iteration": np.array([row.iteration for row in rows], dtype=np.int32),
@@ -117,6 +136,7 @@ def _table(rows: Sequence[_Row], attrs: Mapping[str, str]) -> EventTable:
             "category_code": categories,
             "type_code": kinds,
             "thread_code": threads,
+            "shapes_code": shapes,
             "start_ns": np.array([row.start for row in rows], dtype=np.int64),
             "duration_ns": np.array([row.stop - row.start for row in rows], dtype=np.int64),
             "parent_index": np.array([row.parent for row in rows], dtype=np.int32),
@@ -124,9 +144,22 @@ def _table(rows: Sequence[_Row], attrs: Mapping[str, str]) -> EventTable:
             "output_bytes": np.array([row.output_bytes for row in rows], dtype=np.int64),
             "allocated_bytes": np.array([row.allocated_bytes for row in rows], dtype=np.int64),
         },
-        tables={"name": name_table, "category": category_table, "type": type_table, "thread": thread_table},
+        tables={
+            "name": name_table, "category": category_table, "type": type_table, "thread": thread_table,
+            "shapes": shapes_table,
+        },
         attrs=attrs,
-    )
+    )  # fmt: skip
+
+
+def _told(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Return codes and table of texts, -1 for the empty one."""
+    codes, found = intern_texts(texts)
+    if "" not in found:
+        return codes, found
+    gone = found.index("")
+    place = np.array([-1 if k == gone else k - (k > gone) for k in range(len(found))], dtype=np.int32)
+    return place[codes], tuple(text for text in found if text)
 
 
 def _of_nodes(

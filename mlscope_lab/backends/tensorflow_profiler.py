@@ -38,7 +38,6 @@ _KINDS = {
     "MemoryAllocation": "memory",
     "MemoryDeallocation": "memory",
 }
-_NOTED = frozenset({"done", "propagation", "memory"})
 _DETAILED = frozenset({"propagation", "executor", "session", "memory"})
 
 
@@ -62,7 +61,7 @@ class HostEvent:
     thread
         Name of the thread.
     stats
-        What the profiler noted with it, of the kinds "done", "propagation" and "memory".
+        What the profiler noted with it, where details are asked for.
     """
 
     kind: str
@@ -217,7 +216,7 @@ def _events(plane: Any, begin: int, details: bool) -> Iterator[HostEvent]:
             if known is None:
                 continue
             start = base + event.offset_ps // 1000
-            noted = _noted(event.stats, names) if known[0] in _NOTED else {}
+            noted = _noted(event.stats, names) if details or known[0] == "done" else {}
             yield HostEvent(
                 kind=known[0], name=known[1], op=known[2], start=start, stop=start + event.duration_ps // 1000,
                 thread=thread, stats=noted,

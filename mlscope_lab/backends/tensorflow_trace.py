@@ -302,7 +302,12 @@ def _place(events: Iterable[HostEvent], steps: Sequence[Step], offset: int, erro
         touched.add(index)
         steps[index].runs.append(
             NodeRun(
-                name=event.name, op=event.op, start=event.start + offset, stop=event.stop + offset, thread=event.thread
+                name=event.name,
+                op=event.op,
+                start=event.start + offset,
+                stop=event.stop + offset,
+                thread=event.thread,
+                shapes=str(event.stats.get("shape", "")),
             )
         )
     for index in touched:

@@ -84,6 +84,7 @@ def test_sizes_are_those_of_the_tensors(trace):
     assert len(convolution) == 3
     size = 64 * 64 * 64 * 4
     assert (operators.columns["output_bytes"][convolution] == size).all()
+    assert all(s.startswith("float32[1,64,64,3];float32[3,3,3,64]") for s in texts(operators, "shapes")[convolution])
     assert (operators.columns["allocated_bytes"][convolution] >= size).all()
 
 
@@ -124,6 +125,9 @@ def test_sizes_are_unknown_where_other_shapes_were_fed():
     named = operators["layer_index"] >= 0
     assert (operators["output_bytes"][named & (operators["iteration"] % 2 == 0)] == -1).all()
     assert (operators["output_bytes"][named & (operators["iteration"] % 2 == 1)] == 4 * 3 * 4).any()
+    shapes, even = texts(trace.events["operators"], "shapes"), operators["iteration"] % 2 == 0
+    assert any(s.startswith("float32[1,3]") for s in shapes[named & even])
+    assert any(s.startswith("float32[4,3]") for s in shapes[named & ~even])
 
 
 def test_a_run_holds_them():

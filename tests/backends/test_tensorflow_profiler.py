@@ -45,6 +45,7 @@ def test_inexpensive_nodes_are_recorded(profiler, session):
     ops = {event.op for event in nodes}
     assert {"Reshape", "_Arg", "_Retval"} <= ops
     assert any("MatMul" in op for op in ops)
+    assert profiler._level.value == -1
     assert all(event.thread and event.stop >= event.start > 10**18 for event in nodes)
 
 
