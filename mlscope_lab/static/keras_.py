@@ -97,6 +97,7 @@ class _Call:
         self._operators: list[Operator] = []
         self._unknown: Counter[str] = Counter()
         self._listed: set[int] = set()
+        self._shaping = False  # operations that another one asks for its shape are no work of their own
 
     def counted(self) -> Counted:
         import keras
@@ -144,9 +145,9 @@ class _Call:
             raise InputError(
                 f"'{self._label}' is a subclassed Keras model that does not declare its inputs; give example arrays"
             )
-        if self._declared():
-            return keras.tree.pack_sequence_as(self._model.input, list(made.values()))
-        return next(iter(made.values())) if len(made) == 1 else made
+        if len(made) == 1:  # a sequential model that was never called does not tell its structure
+            return next(iter(made.values()))
+        return keras.tree.pack_sequence_as(self._model.input, list(made.values())) if self._declared() else made
 
     def _symbolic(self, keras: Any, name: str, shape: Any, dtype: str) -> Any:
         if shape is None:
@@ -190,12 +191,14 @@ class _Call:
         """Follow the call of a layer; its operations count to it, its sublayers have rows of their own."""
         import keras
 
+        if self._shaping:
+            return layer.compute_output_spec(*args, **kwargs)
         row = self._open(layer, layer.name)
         taken = _tensors_in(keras, args, kwargs)
         self._rows[row].inputs = _described(taken)
         work = layer_work(layer, [tuple(t.shape) for t in taken])
         if work is not None:
-            result = layer.compute_output_spec(*args, **kwargs)
+            result = self._shaped(layer, args, kwargs)
             self._rows[row].work = work
             self._record(row, taken, _tensors_in(keras, [result], {}))
             self._rows[row].weights.update(dict.fromkeys(self._declare(layer)))
@@ -220,7 +223,7 @@ class _Call:
                 raise
             del self._rows[mark[0] :], self._operators[mark[1] :]
             self._labels, self._unknown = mark[2], mark[3]
-            result = layer.compute_output_spec(*args, **kwargs)
+            result = self._shaped(layer, args, kwargs)
             self._rows[row].work = Work()
             self._rows[row].counted = False
             self._unknown[type(layer).__name__] += 1
@@ -234,11 +237,21 @@ class _Call:
             self._stack.pop()
         return result
 
+    def _shaped(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what an operation or layer returns, as shapes."""
+        self._shaping = True
+        try:
+            return operation.compute_output_spec(*args, **kwargs)
+        finally:
+            self._shaping = False
+
     def operation(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Count an operation: a row of its own in a functional model, part of the layer that calls it elsewhere."""
         import keras
 
-        result = operation.compute_output_spec(*args, **kwargs)
+        if self._shaping:
+            return operation.compute_output_spec(*args, **kwargs)
+        result = self._shaped(operation, args, kwargs)
         first = args[0] if args else None
         if (
             type(operation).__name__ in {"Cast", "ConvertToTensor", "StopGradient"}

@@ -87,7 +87,9 @@ def _loaded(model: Any) -> Any:
     else:
         proto = model
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        from onnx import inliner
+
+        proto = inliner.inline_local_functions(proto)
     return proto
 
 

@@ -8,6 +8,7 @@ labelled as the layers of a measured run are, by the same code.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -102,7 +103,7 @@ class _Run:
         self._constants: set[int] = set()
         self._operators: list[Operator] = []
         self._unknown: Counter[str] = Counter()
-        self._events = 0
+        self._scripted = False
         self._codes: dict[Any, int] = {}
 
     def counted(self) -> Counted:
@@ -115,7 +116,7 @@ class _Run:
         )
 
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        scripted = isinstance(self._module, torch.jit.ScriptModule)
+        scripted = self._scripted = isinstance(self._module, torch.jit.ScriptModule)
         graph = isinstance(self._module, torch.fx.GraphModule)
         with ExitStack() as undo, torch.no_grad():
             module = self._module if scripted else _fake_copy(self._module, mode)
@@ -163,6 +164,8 @@ class _Run:
         import torch
 
         feeds = {}
+        homes = {str(tensor.device) for tensor in (*module.parameters(), *module.buffers())}
+        home = homes.pop() if len(homes) == 1 else "cpu"
         with mode:
             for spec in self._inputs:
                 if spec.shape is None:
@@ -171,7 +174,7 @@ class _Run:
                 dtype = getattr(torch, spec.dtype if spec.dtype != "any" else "float32", None)
                 if not isinstance(dtype, torch.dtype):
                     raise UnsupportedModelError(f"Input '{spec.name}' is of type {spec.dtype}, which torch lacks")
-                feeds[spec.name] = torch.empty(shape, dtype=dtype)
+                feeds[spec.name] = torch.empty(shape, dtype=dtype, device=home)
         return feeds
 
     def _length(self, spec: TensorSpec, axis: int) -> int:
@@ -189,6 +192,15 @@ class _Run:
             self._kept.append(storage)
             self._sizes.append(storage.nbytes())
         return self._storages[key]
+
+    def _alias(self, view: Any, args: Sequence[Any]) -> None:
+        """Give the view of a script's real weight, which is a fake tensor of other memory, the weight's number."""
+        for tensor in tensors_in(args):
+            key = self._storage(tensor)
+            if key in self._weights or key in self._constants:
+                storage = view.untyped_storage()
+                self._kept.append(storage)
+                self._storages.setdefault(storage._cdata, key)
 
     def _prepared(self, module: Any, *, scripted: bool, graph: bool, undo: ExitStack) -> Callable[..., Any]:
         """Return what to call, with the bookkeeping of call sites around it."""
@@ -245,7 +257,10 @@ class _Run:
                 info = SiteInfo(label=name, type=name.rpartition("::")[2], scope=_stacked(node), parameter_bytes=0)
                 run._enter(name, info)
                 try:
+                    made = run._found[run._stack[-1][0]]
                     result = super().run_node(node)
+                    made.inputs = _described(*self.fetch_args_kwargs_from_env(node))
+                    made.outputs = _described(result)
                 finally:
                     run._leave()
                 return result
@@ -258,6 +273,19 @@ class _Run:
 
     def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Take note of an operator that ran."""
+        if self._scripted and self._stack:  # scripts take no hooks: their layers are the operators that they call
+            name = f"{func.namespace}::{func.overloadpacket.__name__}"
+            self._enter(name, SiteInfo(label=name, type=name.rpartition("::")[2], scope="", parameter_bytes=0))
+            made = self._found[self._stack[-1][0]]
+            made.inputs, made.outputs = _described(args, kwargs), _described(result)
+            try:
+                self._note(func, args, kwargs, result)
+            finally:
+                self._leave()
+        else:
+            self._note(func, args, kwargs, result)
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         site = self._found[self._stack[-1][0]] if self._stack else None
         if site is None:
             return
@@ -281,6 +309,8 @@ class _Run:
                 if not func.is_view:
                     reads[key] = max(reads.get(key, 0), _extent(tensor))
         for tensor in tensors_in(result):
+            if func.is_view and self._scripted:
+                self._alias(tensor, list(args))
             key = self._storage(tensor)
             if (
                 key not in self._weights
@@ -367,7 +397,9 @@ def _fake_copy(module: Any, mode: Any) -> Any:
     for tensor in _tensors_of(module):
         memo[id(tensor)] = mode.from_tensor(tensor)
     try:
-        return copy.deepcopy(module, memo)
+        with warnings.catch_warnings():  # of torch about torch, where it copies graphs of its own
+            warnings.simplefilter("ignore")
+            return copy.deepcopy(module, memo)
     except Exception as error:  # a module may hold anything: locks, files, handles
         raise UnsupportedModelError(
             f"{type(module).__name__} cannot be copied ({error}); a static profile runs a copy of it without weights"

@@ -198,6 +198,18 @@ def _bag(call: AtenCall) -> Work:
     return formulas.reduction(math.prod(call.shape("indices")) * call.shape("weight")[-1])
 
 
+def _trilinear(call: AtenCall) -> Work:
+    """Count a product of three, summed: two multiplications and an addition for each combination of indices."""
+    sizes: dict[int, int] = {}
+    for name, expanded in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        shape = list(call.shape(name))
+        for axis in sorted(call.arguments[expanded]):
+            shape.insert(axis, 1)
+        sizes.update({axis: max(n, sizes.get(axis, 1)) for axis, n in enumerate(shape)})
+    total = math.prod(sizes.values())
+    return Work(macs=total, flops={"elementwise": total})
+
+
 def _nothing(_: AtenCall) -> Work:
     return Work()
 
@@ -240,6 +252,7 @@ _HANDLERS: Final[dict[str, _Handler]] = {
     "_scaled_mm": _product("self", "mat2"),
     "_addmm_activation": lambda call: _product("mat1", "mat2", added=True)(call) + _elementwise(call),
     "linear": _linear,
+    "_trilinear": _trilinear,
     "dot": _dot,
     "vdot": _dot,
     "_scaled_dot_product_flash_attention": _attention,
