@@ -24,10 +24,11 @@ from mlscope_lab.trace.importers.chrome_events import (
 )
 from mlscope_lab.trace.importers.decimal_ns import to_ns
 
-__all__ = ["Collector", "Table", "Texts", "group_of"]
+__all__ = ["Codes", "Collector", "Table", "group_of"]
 
 _MAX_TEXT_BYTES = 128 << 20
-_MAX_METADATA = 100_000
+_MAX_TITLES = 10_000
+_MAX_TITLE = 200
 _MAX_COUNTERS = 256
 _NO_ARGUMENTS = Arguments()
 _GROUPS = {
@@ -48,8 +49,8 @@ def group_of(category: str) -> str:
     return _GROUPS.get(category, "operators")
 
 
-class Texts(dict[Any, int]):
-    """Codes of distinct texts, in order of first appearance.
+class Codes(dict[Any, int]):
+    """Codes of distinct texts, or tuples of them, in order of first appearance.
 
     Parameters
     ----------
@@ -63,7 +64,8 @@ class Texts(dict[Any, int]):
         self._left = _MAX_TEXT_BYTES
 
     def __missing__(self, text: Any) -> int:
-        self._left -= 100 + (len(text) if isinstance(text, str | bytes) else 0)
+        parts = text if isinstance(text, tuple) else (text,)
+        self._left -= 100 + sum(len(part) for part in parts if isinstance(part, str | bytes))
         if self._left < 0:
             raise InputError(
                 f"The trace holds too many distinct {self._what} ({len(self)}) to number them; "
@@ -76,7 +78,7 @@ class Texts(dict[Any, int]):
 class _Threads(dict[Any, "_OfProcess"]):
     """Codes of threads by process and thread: two look-ups cost half of what making a pair for each event does."""
 
-    def __init__(self, tracks: Texts) -> None:
+    def __init__(self, tracks: Codes) -> None:
         super().__init__()
         self._tracks = tracks
 
@@ -86,7 +88,7 @@ class _Threads(dict[Any, "_OfProcess"]):
 
 
 class _OfProcess(dict[Any, int]):
-    def __init__(self, process: Any, tracks: Texts) -> None:
+    def __init__(self, process: Any, tracks: Codes) -> None:
         super().__init__()
         self._process, self._tracks = process, tracks
 
@@ -133,8 +135,8 @@ class Collector:
         Codes of names, categories, (process, thread) and (dimensions, types).
     cells
         {table: {argument: (rows, values)}} of "counters" and "series", whose numeric arguments are values.
-    metadata
-        (name of the event, process, thread, arguments) of each metadata event.
+    titles
+        (process, thread, what the trace calls it); the thread is None for what it calls the process itself.
     events
         Objects seen.
     dropped
@@ -149,12 +151,12 @@ class Collector:
         kinds = ("operators", "runtime", "kernels", "annotations", "counters", "instants", "series", "begins", "flows",
                  "memory")  # fmt: skip
         self.tables = {kind: Table() for kind in kinds}
-        self.names, self.categories = Texts("names"), Texts("categories")
-        self.tracks, self.shapes = Texts("threads"), Texts("shapes")
-        self.identities = Texts("identifiers")
+        self.names, self.categories = Codes("names"), Codes("categories")
+        self.tracks, self.shapes = Codes("threads"), Codes("shapes")
+        self.identities = Codes("identifiers")
         self._threads = _Threads(self.tracks)
         self.cells: dict[str, dict[str, tuple[array[int], array[float]]]] = {"counters": {}, "series": {}}
-        self.metadata: list[tuple[str, Any, Any, dict[str, Any]]] = []
+        self.titles: list[tuple[Any, Any, str]] = []
         self.events = 0
         self.dropped: dict[str, int] = {}
         self.left_out: dict[str, int] = {}
@@ -162,14 +164,15 @@ class Collector:
 
     def take_text(self, text: memoryview) -> bool:
         """Take the events in the text of a list; False, with nothing taken, if it does not parse."""
-        events = typed_events(text)
-        if events is None:
+        found = typed_events(text)
+        if found is None:
             return False
+        events, whole = found
         rows: list[Any] = []
 
         def text_of(row: int) -> bytes:
             if not rows:
-                rows.extend(event_texts(text))
+                rows.extend(event_texts(whole))
             return bytes(rows[row])
 
         self._take(events, text_of)
@@ -214,8 +217,7 @@ class Collector:
             elif phase in _FLOWS:
                 flows.append(event)
             elif phase == "M":
-                if len(self.metadata) < _MAX_METADATA:
-                    self.metadata.append((event.name, event.pid, event.tid, plain_arguments(text_of(row))))
+                self._title(event, text_of(row))
             elif kind := self._kind(event):
                 sorted_.setdefault(kind, []).append(event)
                 if kind in _WITH_VALUES:
@@ -224,6 +226,15 @@ class Collector:
             sorted_["flows"] = flows
         for kind, found in sorted_.items():
             self._add(kind, found, given.get(kind, []))
+
+    def _title(self, event: Event, text: bytes) -> None:
+        """Keep what a metadata event calls its process or thread."""
+        if event.name not in {"process_name", "thread_name"} or len(self.titles) >= _MAX_TITLES:
+            return
+        title = plain_arguments(text).get("name")
+        if isinstance(title, str) and len(str(event.pid)) + len(str(event.tid)) < _MAX_TITLE:
+            thread = event.tid if event.name == "thread_name" else None
+            self.titles.append((event.pid, thread, title.strip()[:_MAX_TITLE]))
 
     def _kind(self, event: Event) -> str:
         """Return the table of an event that is no complete one, "" for none; count those."""

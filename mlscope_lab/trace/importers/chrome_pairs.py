@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = ["flow_links", "paired"]
 
 _Columns = dict[str, npt.NDArray[Any]]
 _START, _STEP, _FINISH = 0, 1, 2
+_SLICE = 1 << 16
 _KINDS = {"ac2g": "launch", "async_cpu_to_gpu": "launch", "fwdbwd": "forward_backward",
           "forward_backward": "forward_backward"}  # fmt: skip
 
@@ -37,26 +39,25 @@ def paired(table: Table) -> tuple[_Columns, int]:
     """
     columns = {name: table.take(name) for name in ("track", "start_ns", "opens", "name_code", "category_code")}
     order = np.lexsort((columns["start_ns"], columns["track"]))  # stable: what happens at one time stays in its order
-    begins: list[int] = []
-    ends: list[int] = []
+    begins, ends = array("q"), array("q")
     unfinished, stack, at = 0, list[int](), -1
-    tracks = columns["track"][order].tolist()
-    opens = columns["opens"][order].tolist()
-    for row, track, opening in zip(order.tolist(), tracks, opens, strict=True):
-        if track != at:
-            unfinished += len(stack)
-            stack.clear()
-            at = track
-        if opening:
-            stack.append(row)
-        elif stack:
-            begins.append(stack.pop())
-            ends.append(row)
-        else:
-            unfinished += 1
+    for slice_ in np.array_split(order, 1 + len(order) // _SLICE):  # Python's integers take five times the room
+        tracks, opens = columns["track"][slice_].tolist(), columns["opens"][slice_].tolist()
+        for row, track, opening in zip(slice_.tolist(), tracks, opens, strict=True):
+            if track != at:
+                unfinished += len(stack)
+                stack.clear()
+                at = track
+            if opening:
+                stack.append(row)
+            elif stack:
+                begins.append(stack.pop())
+                ends.append(row)
+            else:
+                unfinished += 1
     unfinished += len(stack)
-    found = np.argsort(np.array(begins, dtype=np.int64))
-    first, last = np.array(begins, dtype=np.int64)[found], np.array(ends, dtype=np.int64)[found]
+    in_file = np.argsort(np.array(begins))
+    first, last = np.array(begins)[in_file], np.array(ends)[in_file]
     result = {name: columns[name][first] for name in ("track", "start_ns", "name_code", "category_code")}
     result["duration_ns"] = columns["start_ns"][last] - result["start_ns"]
     return result, unfinished

@@ -28,6 +28,8 @@ _Columns = dict[str, npt.NDArray[Any]]
 _INT = npt.NDArray[np.int64]
 _STEP = re.compile(r"ProfilerStep#\d+")
 _MAX_HEADER = 20_000
+_MAX_KEYS = 200
+_MAX_DEPTH = 20
 
 
 class _Assembly:
@@ -157,7 +159,7 @@ def run_of(collector: Collector, name: str, beside: Mapping[str, bytes], *, cut_
         "backend": "kineto" if version is not None or "deviceProperties" in header else "chrome",
         "backend_version": None if version is None else str(version),
         "device": device,
-        "clock_anchor_unix_ns": base if isinstance(base, int) and 0 <= base < 1 << 63 else 0,
+        "clock_anchor_unix_ns": base if isinstance(base, int) and 0 <= base < 1 << 62 else 0,
         "environment": _environment(beside, header),
         "warnings": [*assembly.warnings, *_warnings(collector, assembly.single_flows)],
         "unavailable": _unavailable(set(tables), len(assembly.steps[0]), assembly.no_layers),
@@ -185,7 +187,17 @@ def _device(kernels: _Columns, runtime: _Columns) -> str:
 
 def _environment(beside: Mapping[str, bytes], header: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trace says of its machine, as far as it is of a sensible size."""
-    return {key: header[key] for key, text in beside.items() if len(text) <= _MAX_HEADER and header[key] is not None}
+    kept = [key for key, text in beside.items() if len(text) <= _MAX_HEADER and _depth(header[key]) < _MAX_DEPTH]
+    return {key: header[key] for key in kept[:_MAX_KEYS] if header[key] is not None}
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects nest, at most `_MAX_DEPTH`."""
+    level, depth = [value], 0
+    while depth < _MAX_DEPTH and (level := [v for v in level if isinstance(v, list | dict) and v]):
+        level = [item for v in level for item in (v.values() if isinstance(v, dict) else v)]
+        depth += 1
+    return depth
 
 
 def _warnings(collector: Collector, single_flows: int) -> list[str]:

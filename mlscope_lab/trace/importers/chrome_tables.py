@@ -17,7 +17,6 @@ __all__ = ["event_tables"]
 
 _Columns = dict[str, npt.NDArray[Any]]
 _MAX_CELLS = 1 << 24
-_MAX_NAMED_THREADS = 10_000
 
 
 def event_tables(groups: dict[str, _Columns], kinds: tuple[str, ...], collector: Collector) -> dict[str, EventTable]:
@@ -120,17 +119,13 @@ def _memory(columns: _Columns, texts: dict[str, Sequence[str]]) -> _Columns:
 def _thread_names(collector: Collector, threads: Sequence[str]) -> dict[str, Any]:
     """Return what the trace calls its processes and threads."""
     known = set(threads)
-    processes: dict[str, str] = {}
-    found: dict[str, str] = {}
-    for name, process, thread, arguments in collector.metadata:
-        title = str(arguments.get("name", "")).strip()[:200]
-        if name == "thread_name" and f"{process}/{thread}" in known and title:
-            found[f"{process}/{thread}"] = title
-        elif name == "process_name" and title:
-            processes[str(process)] = title
-        if len(found) + len(processes) > _MAX_NAMED_THREADS:
-            break
-    return {key: value for key, value in (("thread_names", found), ("process_names", processes)) if value}
+    found: dict[str, dict[str, str]] = {"thread_names": {}, "process_names": {}}
+    for process, thread, title in collector.titles:
+        if thread is None:
+            found["process_names"][str(process)] = title
+        elif f"{process}/{thread}" in known:
+            found["thread_names"][f"{process}/{thread}"] = title
+    return {key: value for key, value in found.items() if value}
 
 
 def _counters(

@@ -79,9 +79,7 @@ class TraceText:
     Attributes
     ----------
     beside
-        {key: text of the value} of an object's other keys, those of at most a megabyte.
-    skipped
-        Keys whose values are larger.
+        {key: text of the value} of an object's other keys, those of at most a megabyte, four megabytes in all.
     cut_short
         Whether a bare list ended within an event.
     """
@@ -93,7 +91,7 @@ class TraceText:
         self._at = 0
         self._done = False
         self.beside: dict[str, bytes] = {}
-        self.skipped: list[str] = []
+        self._room = 4 * _MAX_VALUE_BYTES
         self.cut_short = False
 
     def blocks(self, accept: Callable[[memoryview], bool], accept_each: Callable[[list[bytes]], None]) -> None:
@@ -206,9 +204,8 @@ class TraceText:
 
     def _beside(self, key: str) -> None:
         raw = self._value()
-        if raw is None or len(self.beside) >= 1000:
-            self.skipped = [*self.skipped, key[:80]][:20]
-        else:
+        if raw is not None and len(raw) + len(key) <= self._room:
+            self._room -= len(raw) + len(key) + 100
             self.beside[key] = raw
 
     def _events(

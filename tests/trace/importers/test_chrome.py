@@ -223,6 +223,14 @@ def test_odd_values_of_a_sound_event_do_not_cost_it(tmp_path):
     assert run.attrs["trace"]["rounded_times"] == 2
 
 
+def test_halves_of_surrogate_pairs_are_replaced(tmp_path):
+    text = '[{"ph":"X","name":"a\\ud800b","cat":"c","ts":0,"dur":1},{"ph":"X","name":"\\ud83d\\ude00","ts":0,"dur":1}]'
+    run = load(tmp_path, text)
+    assert [row["name"] for row in rows(run, "operators")] == ["a?b", "\U0001f600"]
+    store = Store(tmp_path / "runs")
+    store.save(run)
+
+
 def test_identifiers_that_collide(tmp_path):
     call = {"ph": "X", "cat": "cuda_runtime", "name": "launch", "pid": 1, "tid": 1, "dur": 1}
     kernel = {"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "dur": 1}
@@ -296,12 +304,15 @@ def test_size_is_bounded(tmp_path, monkeypatch):
     assert "large" not in load(tmp_path, beside).attrs["environment"]
     deep = '{"deep": ' + "[" * 200_000 + "]" * 200_000 + f', "traceEvents": [{json.dumps(x())}]}}'
     assert rows(load(tmp_path, deep), "operators")
+    deep = '{"deep": ' + "[" * 300 + "1" + "]" * 300 + f', "small": [[1]], "traceEvents": [{json.dumps(x())}]}}'
+    assert load(tmp_path, deep).attrs["environment"] == {"small": [[1]]}
 
 
 def test_too_many_names_are_refused(tmp_path, monkeypatch):
     from mlscope_lab.trace.importers import chrome_columns
 
     monkeypatch.setattr(chrome_columns, "_MAX_TEXT_BYTES", 1000)
+    assert "distinct threads" in refused(tmp_path, json.dumps([x(tid="t" * 400 + str(i)) for i in range(3)]))
     assert "distinct names" in refused(tmp_path, json.dumps([x(f"n{i}") for i in range(20)]))
 
 
