@@ -33,8 +33,10 @@ __all__ = [
     "written",
 ]
 
-_SLICE = 1 << 17
-"""Rows at a time: a slice of all columns takes some ten megabytes, whatever the group's length."""
+_SLICE = 1 << 14
+"""Rows at a time: their texts take some ten megabytes, whatever the group's length."""
+_READ = 16 * _SLICE
+"""Rows read at a time: a stored chunk is decompressed whole for each piece of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +101,10 @@ def slices_of(run: xr.DataTree, group: str) -> Iterator[dict[str, npt.NDArray[An
     data = run[group].dataset
     dim = schema.EVENT_DIMS[group]
     names = [str(name) for name, variable in data.variables.items() if variable.dims == (dim,)]
-    for first in range(0, data.sizes.get(dim, 0), _SLICE):
-        part = slice(first, first + _SLICE)
-        yield {name: data.variables[name][part].values for name in names}
+    for first in range(0, data.sizes.get(dim, 0), _READ):
+        columns = {name: data.variables[name][first : first + _READ].values for name in names}
+        for begin in range(0, len(columns[names[0]]), _SLICE):
+            yield {name: values[begin : begin + _SLICE] for name, values in columns.items()}
 
 
 def texts_of(run: xr.DataTree, group: str) -> dict[str, list[str]]:
