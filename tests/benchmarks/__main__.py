@@ -41,6 +41,8 @@ def main() -> int:
         "bench_store": [],
         "bench_analysis": [],
         "bench_memory": [],
+        "bench_collectors": [],
+        "bench_roofline": [],
         "bench_comparison": ["--pairs", str(options.pairs)],
     }
     found, missed = [], 0
