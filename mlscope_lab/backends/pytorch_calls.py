@@ -14,12 +14,13 @@ from mlscope_lab.backends.pytorch_events import MARK_PREFIX, is_operator
 from mlscope_lab.backends.pytorch_kineto import TraceColumns
 from mlscope_lab.backends.pytorch_scopes import Forward, ModuleScopes
 from mlscope_lab.backends.pytorch_sites import CallSites, SiteInfo
+from mlscope_lab.backends.pytorch_values import shape_text, tensor_bytes, tensors_in
 from mlscope_lab.trace.attribution import iteration_at, nest
 
 __all__ = ["CallFinder", "Calls", "GraphCalls", "ModuleCalls", "Predicts"]
 
 _INDEX = npt.NDArray[np.int32]
-# the profiler wraps a script's functions in events of these names
+_GRAPH = MARK_PREFIX + "graph"
 _WRAPPERS = frozenset({"forward", "<forward op>"})
 
 
@@ -185,6 +186,16 @@ def _nvtx_ranges() -> tuple[Callable[[str], Any], Callable[[], Any]] | None:
     return (torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop) if torch.cuda.is_available() else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Node:
+    """A call in an exported graph: its operator, the module it stood in, and what the export says of its outputs."""
+
+    name: str
+    scope: str
+    output_shapes: str
+    activation_bytes: int
+
+
 class GraphCalls:
     """The operators that a scripted or exported graph calls; what those call in turn stays inside them.
 
@@ -199,33 +210,50 @@ class GraphCalls:
         self._parameter_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
         self._names: list[str] = []
         self._codes: dict[str, int] = {}
+        self._nodes = _nodes(module)
+        self._scope = ModuleScopes(module, inner=False)
+        self._learned: tuple[list[int], list[int], tuple[str, ...]] = [], [], ()
 
     def observe(self, run: Callable[[], Any], *, cuda: str | None = None) -> None:
         """Run once, untimed."""
         import torch
 
-        with torch.random.fork_rng(devices=[cuda] if cuda else []):
-            run()
+        self.attach()
+        try:
+            with torch.random.fork_rng(devices=[cuda] if cuda else []):
+                run()
+        finally:
+            self.detach()
 
     def attach(self) -> None:
-        """Do nothing: a graph needs no marks."""
+        """Mark the graph itself, for what is around it converts its arguments and results."""
+        from torch._C._profiler import _RecordFunctionFast as Mark
+
+        def enclose(_code: int, forward: Forward) -> Forward:
+            def scope(*args: Any, **kwargs: Any) -> Any:
+                with Mark(_GRAPH):
+                    return forward(*args, **kwargs)
+
+            return scope
+
+        self._scope.attach(enclose)
 
     def detach(self) -> None:
-        """Do nothing."""
+        """Take the mark off; a second call does nothing."""
+        self._scope.detach()
 
     def find(self, columns: TraceColumns, predicts: Predicts) -> Calls:
-        """Return for each predict the graph's own event (else the mark of the predict) and the calls within."""
-        rows = np.flatnonzero(is_operator(columns))
+        """Return for each predict the graph (the whole predict where it never ran) and the calls within."""
+        root = predicts.row.copy()
+        graphs = np.flatnonzero(columns.named(lambda name: name == _GRAPH))
+        predict = predicts.at(columns, graphs)
+        root[predict[predict >= 0]] = graphs[predict >= 0]
+        # the profiler wraps a script's functions in events that are no calls of the graph
+        rows = np.flatnonzero(is_operator(columns) & ~columns.named(lambda name: name in _WRAPPERS))
         rows = rows[np.lexsort((-columns.duration_ns[rows], columns.start_ns[rows]))]
         predict = predicts.at(columns, rows)
         rows, predict = rows[predict >= 0], predict[predict >= 0]
-        wraps = columns.named(lambda name: name in _WRAPPERS)[rows]
-        root = predicts.row.copy()
-        for row, number in zip(rows[wraps][::-1].tolist(), predict[wraps][::-1].tolist(), strict=True):
-            root[number] = row  # of several the first
-        rows, predict = rows[~wraps], predict[~wraps]
         outer = nest(columns.start_ns[rows], columns.duration_ns[rows], columns.thread[rows]) < 0
-        # what comes before the graph's own event converts its arguments, what comes after its results
         start, first = columns.start_ns[rows], columns.start_ns[root][predict]
         within = outer & (start >= first) & (start < first + columns.duration_ns[root][predict])
         rows, predict = rows[within], predict[within]
@@ -253,10 +281,57 @@ class GraphCalls:
         name = self._names[code]
         return SiteInfo(label=name, type=name.rpartition("::")[2], scope="", parameter_bytes=-1)
 
+    def learn(self, calls: Calls, input_shapes: tuple[str, ...]) -> None:
+        """Keep what the untimed run called, and the shapes of its inputs."""
+        codes = calls.code.tolist()
+        self._learned = codes, calls.parent.tolist(), input_shapes
+        # the n-th call is the n-th node only if all of them are
+        if tuple(self._names[code] for code in codes if code >= 0) != tuple(node.name for node in self._nodes):
+            self._nodes = ()
+
     def name_shapes(self, sites: CallSites) -> None:
-        """Do nothing: the shapes of operators come with the operators."""
+        """Tell call sites the shapes seen in the untimed run, and what the graph says of its nodes."""
+        codes, parents, shapes = self._learned
+        nodes = iter(self._nodes)
+        for site, code, text in zip(sites.place(codes, parents, self.describe), codes, shapes, strict=True):
+            if code < 0:
+                continue
+            info, node = sites.infos[site], next(nodes, None)
+            info.input_shapes = text
+            if node is not None:
+                info.scope, info.output_shapes, info.activation_bytes = (
+                    node.scope, node.output_shapes, node.activation_bytes,
+                )  # fmt: skip
 
     def unavailable(self) -> dict[str, str]:
-        """Return what the profiler does not tell of operators."""
+        """Return what neither the profiler nor the graph tells of operators."""
+        if self._nodes and all(node.output_shapes for node in self._nodes):
+            return {}
         reason = "PyTorch's profiler records the inputs of operators, not their outputs"
         return {"shapes": reason, "activation_bytes": reason}
+
+
+def _nodes(module: Any) -> tuple[_Node, ...]:
+    """Return the operators of an exported graph in the order of their calls, () for what is no such graph."""
+    import torch
+
+    if not isinstance(module, torch.fx.GraphModule):
+        return ()
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        stack = node.meta.get("nn_module_stack") or {}
+        scope = next(reversed(stack.values()), ("",))[0] if isinstance(stack, dict) else ""
+        shapes, size = _declared(node.meta.get("val"))
+        name = node.target._schema.name
+        found.append(_Node(name=name, scope=str(scope), output_shapes=shapes, activation_bytes=size))
+    return tuple(found)
+
+
+def _declared(value: Any) -> tuple[str, int]:
+    """Return text and bytes of the tensors that an export declares, ("", -1) where a length depends on the inputs."""
+    tensors = list(tensors_in(value))
+    if not tensors or not all(isinstance(length, int) for tensor in tensors for length in tensor.shape):
+        return "", -1
+    return shape_text(value), tensor_bytes(value)

@@ -42,8 +42,6 @@ class _Untimed:
     names: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
     form: object = None
-    calls: Calls | None = None
-    call_shapes: tuple[str, ...] = ()
 
 
 class ProfileTracer:
@@ -68,7 +66,6 @@ class ProfileTracer:
         self._cuda = device.startswith("cuda")
         self._device = device
         self._level = level
-        self._graph = graph
         self._form = form
         deep = level in {"kernel", "hardware"}
         self._layers: CallFinder = GraphCalls(module) if graph else ModuleCalls(module, nvtx=deep and self._cuda)
@@ -107,9 +104,9 @@ class ProfileTracer:
         rows = rows[here]
         names = tuple(columns.names[code] for code in columns.name[rows].tolist())
         self._untimed = _Untimed(names=names, shapes=input_texts(results, rows), form=self._form())
-        if self._graph:
+        if isinstance(self._layers, GraphCalls):
             calls = self._layers.find(columns, predicts)
-            self._untimed.calls, self._untimed.call_shapes = calls, input_texts(results, calls.row)
+            self._layers.learn(calls, input_texts(results, calls.row))
         self.discovered = True
 
     def attach(self) -> None:
@@ -171,7 +168,7 @@ class ProfileTracer:
         offset, error = self._offset(predicts)
         calls = self._layers.find(columns, predicts)
         rows, sites = self._place(columns, calls, offset)
-        self._name_shapes()
+        self._layers.name_shapes(self._sites)  # after the timed runs, so that rows keep their order
         trace = self._sites.build(
             executable_digest=executable_digest, clock_error_ns=error, unavailable=self._layers.unavailable()
         )
@@ -247,17 +244,6 @@ class ProfileTracer:
             rows.append(row)
             placed.append(known[key])
         return np.concatenate(rows), np.concatenate(placed)
-
-    def _name_shapes(self) -> None:
-        """Tell call sites what the untimed run saw; after the timed runs, so that rows keep their order."""
-        self._layers.name_shapes(self._sites)
-        calls = self._untimed.calls
-        if calls is None:
-            return
-        sites = self._sites.place(calls.code.tolist(), calls.parent.tolist(), self._layers.describe)
-        for site, code, text in zip(sites, calls.code.tolist(), self._untimed.call_shapes, strict=True):
-            if code >= 0:
-                self._sites.infos[site].input_shapes = text
 
     def _with_shapes(self, operators: EventTable, threads: list[str]) -> EventTable:
         """Add the shapes seen in the untimed run where a predict called the same operators in the same order.

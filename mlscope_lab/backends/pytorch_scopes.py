@@ -53,10 +53,12 @@ class ModuleScopes:
     ----------
     root
         The root of the tree.
+    inner
+        False for the root alone.
     """
 
-    def __init__(self, root: Any) -> None:
-        self.modules: list[tuple[str, Any]] = list(_visible(root))
+    def __init__(self, root: Any, *, inner: bool = True) -> None:
+        self.modules: list[tuple[str, Any]] = list(_visible(root)) if inner else [("", root)]
         self._enclosed: list[tuple[Any, Any, Forward]] = []
         self._seen = _Seen()
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mlscope_lab as ml
-from mlscope_lab.backends.base import SessionOptions
+from mlscope_lab.backends.base import ModelFiles, SessionOptions
 from mlscope_lab.backends.pytorch_ import PyTorchBackend
 from mlscope_lab.backends.pytorch_calls import ModuleCalls
 from mlscope_lab.errors import SessionError
@@ -347,39 +347,60 @@ def test_ranges_of_users_are_annotations():
     assert columns["iteration"].tolist() == [0]
 
 
-def graph_of(kind):
-    feeds = vector()
+def opened_graph(kind, level, folder, **export):
+    """Open `Net` as a script or as an exported program; returns the session and its feeds."""
+    options = SessionOptions(threads=1, level=level)
     if kind == "scripted":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.script(Net().eval()), feeds
-    return torch.export.export(Net().eval(), (torch.zeros(2, 4),)).module(), feeds
+            module = torch.jit.script(Net().eval())
+        return PyTorchBackend().wrap(module, vector(), options), vector()
+    path = folder / "net.pt2"
+    torch.export.save(torch.export.export(Net().eval(), (torch.zeros(2, 4),), **export), path)
+    files = ModelFiles(name="net", format="torch_exported", path=path, digest="sha256:" + "0" * 64, trusted=True)
+    session = PyTorchBackend().open(files, options)
+    return session, {session.inputs[0].name: vector()["x"]}
 
 
-@pytest.mark.parametrize("kind", ["scripted", "exported"])
-@pytest.mark.parametrize("level", ["operator", "kernel"])
-def test_graphs(kind, level, tmp_path):
-    module, feeds = graph_of(kind)
-    if kind == "exported":
-        path, form = PyTorchBackend().save(Net().eval(), feeds, tmp_path)
-        from mlscope_lab.backends.base import ModelFiles
-
-        files = ModelFiles(name="net", format=form, path=path, digest="sha256:" + "0" * 64, trusted=True)
-        session = PyTorchBackend().open(files, SessionOptions(threads=1, level=level))
-    else:
-        session = PyTorchBackend().wrap(module, feeds, SessionOptions(threads=1, level=level))
+def graph_trace(kind, level, folder, **export):
+    session, feeds = opened_graph(kind, level, folder, **export)
     with session:
-        feeds = {session.inputs[0].name: feeds["x"]}
         session.predict(feeds)
         session.begin_trace()
         for _ in range(3):
             session.predict(feeds)
         trace = session.end_trace()
     check_layer_trace(trace, iterations=3)
+    return trace
+
+
+@pytest.mark.parametrize("kind", ["scripted", "exported"])
+@pytest.mark.parametrize("level", ["operator", "kernel"])
+def test_graphs(kind, level, tmp_path):
+    trace = graph_trace(kind, level, tmp_path)
     check_operators(trace)
-    assert {"aten::linear", "aten::linear#2", "aten::relu", "aten::tanh"} <= set(trace.layers.name)
+    called = ["aten::linear", "aten::relu", "aten::linear#2", "aten::tanh", "aten::mul"]
+    assert list(trace.layers.name)[2:] == called
     assert all(layer.startswith("aten::") for name, layer in operators(trace, 2) if layer and name.startswith("aten::"))
     assert ("aten::addmm", "aten::linear#2") in operators(trace, 2)
+    assert any(name == "aten::detach" and not layer for name, layer in operators(trace))
+    assert trace.layers.input_shapes[2] == "float32[2,4];float32[8,4];float32[8]"
+
+
+@pytest.mark.parametrize("level", ["layer", "operator"])
+def test_operators_of_an_exported_graph_know_their_module(level, tmp_path):
+    trace = graph_trace("exported", level, tmp_path)
+    assert trace.layers.scope[2:] == ("block.0", "block.1", "fc", "", "")
+    assert trace.layers.output_shapes[2:] == ("float32[2,8]", "float32[2,8]", "float32[2,3]", *["float32[2,3]"] * 2)
+    assert trace.layers.activation_bytes[2] == 2 * 8 * 4
+    assert trace.unavailable == {}
+
+
+def test_lengths_that_depend_on_the_inputs_are_not_made_up(tmp_path):
+    trace = graph_trace("exported", "layer", tmp_path, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert trace.layers.scope[2:5] == ("block.0", "block.1", "fc")
+    assert trace.layers.output_shapes[2] == ""
+    assert "shapes" in trace.unavailable
 
 
 def test_compiled_modules_are_refused():
