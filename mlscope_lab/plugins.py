@@ -95,6 +95,8 @@ BUILTINS: dict[str, dict[str, str]] = {
         "layer_roofline": "mlscope_lab.analysis.kernel_layers:layer_roofline",
         "kernels_by_model": "mlscope_lab.analysis.kernels:kernels_by_model",
         "roofline": "mlscope_lab.roofs:roofline",
+        "process_counters": "mlscope_lab.analysis.process:process_counters",
+        "energy": "mlscope_lab.analysis.process:energy",
         "levels": "mlscope_lab.analysis.levels:levels",
         "layer_gap": "mlscope_lab.analysis.levels:layer_gap",
         "kernel_breakdown": "mlscope_lab.analysis.device:kernel_breakdown",

@@ -28,8 +28,11 @@ def test_every_analysis_says_what_it_does():
             assert section in (found.function.__doc__ or ""), found.name
 
 
-# the roofline needs the model's cost and the machine's peaks besides: tests/test_roofs.py
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "roofline"])
+# these need more than the synthetic run holds: tests/test_roofs.py, tests/analysis/test_process.py
+ELSEWHERE = {"process_counters", "roofline"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_every_analysis_of_a_deep_run(run, name):
     given = [run, run] if name == "predict_latency" else run
     before = run.copy(deep=True)
