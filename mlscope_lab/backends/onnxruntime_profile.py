@@ -1,12 +1,12 @@
 """ONNX Runtime's profile, a JSON file of events, as a `LayerTrace`.
 
-The file holds one event a line, in the order in which events ended: the nodes of a run, bodies before the control-flow
-node around them, then ``model_run``. Times are whole microseconds since the profile began.
+The file holds one event a line, as a rule in the order in which events ended: the nodes of a run, bodies before the
+control-flow node around them, then ``model_run``. Times are whole microseconds since the profile began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,30 +77,52 @@ class _Run:
 def _runs(path: Path, first_us: int) -> Iterator[_Run]:
     """Yield the runs that began at `first_us` or later and that the profile holds to their end.
 
-    Nodes are in order of their end and linked to their parents.
+    Nodes are in order of their end and linked to their parents. The file may have events in the order of their end,
+    ``model_run`` last, or in the order of their start, ``model_run`` first.
     """
     calls: list[_Call] = []
     others: list[Event] = []
-    waiting: list[int] = []  # calls that no node around them has ended for yet
+    waiting: Event | None = None  # a run whose nodes are yet to come
     for category, start, duration, name, line in read_events(path, SessionError):
-        if category == "Session" and name == "model_run":
-            if start >= first_us:
-                spans = [other for other in others if other.start >= start]
-                yield _Run(start, duration, _from(start, calls), [*spans, Event(category, name, start, duration, line)])
-            calls, others, waiting = [], [], []
-            continue
         if start < first_us:
             continue
-        if category != "Node" or not name.endswith(NODE_SUFFIX):
+        if category == "Session" and name == "model_run":
+            run = Event(category, name, start, duration, line)
+            if waiting is not None:
+                yield _run_of(waiting, calls, others, _link_started)
+                calls = [call for call in calls if call.start >= start]
+                others = [other for other in others if other.start >= start]
+            if any(call.start >= start for call in calls):
+                yield _run_of(run, calls, others, _link_ended)
+                waiting = None
+            else:
+                waiting = run
+            calls, others = [], []
+        elif category == "Node" and name.endswith(NODE_SUFFIX):
+            key = (name, field_of(line, "op_name"), field_of(line, "node_index"))
+            calls.append(_Call(key, start, duration, line))
+        elif category != "Kernel":
             others.append(Event("fence" if category == "Node" else category, name, start, duration, line))
-            continue
-        op = field_of(line, "op_name")
-        call = _Call((name, op, field_of(line, "node_index")), start, duration, line)
-        here = len(calls)
-        calls.append(call)
+    if waiting is not None:
+        yield _run_of(waiting, calls, others, _link_started)
+
+
+def _run_of(run: Event, calls: list[_Call], others: list[Event], link: Callable[[list[_Call]], None]) -> _Run:
+    """Return a run with what of these lies in it; a run that failed before it left nodes and no model_run."""
+    end = run.start + run.duration
+    mine = [call for call in calls if run.start <= call.start <= end]
+    link(mine)
+    return _Run(run.start, run.duration, mine, [*(o for o in others if run.start <= o.start <= end), run])
+
+
+def _link_ended(calls: list[_Call]) -> None:
+    """Give calls in the order of their end their parents; children are kept last to first."""
+    waiting: list[int] = []  # calls that no node around them has ended for yet
+    for here, call in enumerate(calls):
         # nodes run one after another, so one that began after this one and ended before it is part of it
         while waiting and (
-            calls[waiting[-1]].start > start or (calls[waiting[-1]].start == start and op in _CONTAINERS)
+            calls[waiting[-1]].start > call.start
+            or (calls[waiting[-1]].start == call.start and call.key[1] in _CONTAINERS)
         ):
             inner = waiting.pop()
             calls[inner].parent = here
@@ -108,16 +130,17 @@ def _runs(path: Path, first_us: int) -> Iterator[_Run]:
         waiting.append(here)
 
 
-def _from(start: int, calls: list[_Call]) -> list[_Call]:
-    """Leave out the nodes of a run that failed before this one and so left no model_run."""
-    stale = sum(call.start < start for call in calls)
-    if not stale:
-        return calls
-    kept = calls[stale:]
-    for call in kept:
-        call.parent = call.parent - stale if call.parent >= 0 else -1
-        call.children = [child - stale for child in call.children]
-    return kept
+def _link_started(calls: list[_Call]) -> None:
+    """Give calls in the order of their start their parents; children are kept last to first."""
+    around: list[int] = []
+    for here, call in enumerate(calls):
+        while around and calls[around[-1]].start + calls[around[-1]].duration < call.start + max(call.duration, 1):
+            around.pop()
+        if around:
+            call.parent = around[-1]
+            calls[around[-1]].children.insert(0, here)
+        if call.key[1] in _CONTAINERS:
+            around.append(here)
 
 
 class _Rows:

@@ -78,6 +78,27 @@ def test_runs_around_and_between_the_traced_ones_are_left_out(tmp_path):
     assert trace.start_ns[:, 0].tolist() == [START + 2_005_000, START + 4_005_000]
 
 
+NESTED = [
+    ("before", 0, 10, "Relu"), ("inner", 12, 5, "Relu"), ("deep", 21, 3, "Exp"), ("if", 20, 8, "If"),
+    ("loop", 11, 20, "Loop"), ("after", 40, 10, "Relu"),
+]  # fmt: skip
+
+
+def test_events_in_the_order_of_their_start_give_the_same_trace(tmp_path):
+    lines = [*run_of(1000, NESTED), *run_of(2000, NESTED), *run_of(3000, NESTED)]
+    times = [json.loads(text) for text in lines]
+    started = [lines[i] for i in sorted(range(len(lines)), key=lambda i: (times[i]["ts"], -times[i]["dur"]))]
+    ended, other = (
+        to_layer_trace(write(tmp_path / f"{n}.json", some), CLOCK, predicts(1000, 2000, 3000), Outline(), "")
+        for n, some in enumerate((lines, started))
+    )
+    check_layer_trace(other, iterations=3)
+    assert other.layers == ended.layers
+    assert other.layers.parent == (-1, -1, 1, 1, 3, -1)
+    for name in ("start_ns", "duration_ns", "exclusive_ns"):
+        assert (getattr(other, name) == getattr(ended, name)).all()
+
+
 def test_a_failed_run_leaves_nothing_behind(tmp_path):
     failed = [kernel("a", 1905, 10, "Conv", 0), kernel("b", 1920, 30, "Relu", 1)]
     lines = [*run_of(1000, NODES), *failed, *run_of(2000, [*NODES, ("loop", 2, 80, "Loop")])]
