@@ -141,7 +141,7 @@ def import_trace(
     save
         Store it. The run that is returned is read from the store then, lazily.
     max_bytes
-        The most bytes that the trace may have once decompressed, default 8 GiB.
+        The most bytes that the trace may have once decompressed, default 4 GiB.
     progress
         True, False, a reporter, or None: a line of text where somebody looks at it.
 

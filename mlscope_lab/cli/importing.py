@@ -22,7 +22,7 @@ def import_trace(
         str | None, typer.Option("--format", "-f", help="Its format; default what it looks like.")
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option("--max-size", metavar="BYTES", help="The most it may hold decompressed; default 8GiB.")
+        str | None, typer.Option("--max-size", metavar="BYTES", help="The most it may hold decompressed; default 4GiB.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

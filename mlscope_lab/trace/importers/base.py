@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD_BYTES", "MAX_BYTES", "Head", "Importer", "Progress"]
 
 HEAD_BYTES = 1 << 16
-MAX_BYTES = 8 << 30
+MAX_BYTES = 4 << 30
 """Default of the most bytes that a trace may have once decompressed."""
 
 Progress = Callable[[int, int | None], None]

@@ -126,6 +126,11 @@ class Table:
 class Collector:
     """Takes events in and counts what cannot be taken.
 
+    Parameters
+    ----------
+    max_events
+        The most events to take.
+
     Attributes
     ----------
     tables
@@ -147,7 +152,8 @@ class Collector:
         Times that were quoted, had an exponent or more than three decimals.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_events: int = 1 << 24) -> None:
+        self._max_events = max_events
         kinds = ("operators", "runtime", "kernels", "annotations", "counters", "instants", "series", "begins", "flows",
                  "memory")  # fmt: skip
         self.tables = {kind: Table() for kind in kinds}
@@ -198,6 +204,10 @@ class Collector:
 
     def _take(self, events: list[Event], text_of: Callable[[int], bytes]) -> None:
         self.events += len(events)
+        if self.events > self._max_events:
+            raise InputError(
+                f"The trace holds more than {self._max_events:,} events; record fewer steps, or allow more with max_bytes="
+            )
         sorted_: dict[str, list[Event]] = {}
         given: dict[str, list[dict[str, Any]]] = {}
         complete: dict[str, Callable[[Event], None]] = {}

@@ -57,7 +57,7 @@ _TEXTS = msgspec.json.Decoder(list[msgspec.Raw])
 _ONE = msgspec.json.Decoder(Event)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARGUMENTS = {field.encode_name: field.name for field in msgspec.structs.fields(Arguments)}
-_NOT_FINITE = re.compile(rb"[:,\[]\s*[-+]?(?:NaN|nan|Infinity|inf)\s*[,}\]]")
+_NOT_FINITE = re.compile(rb"[:,\[]\s*([-+]?(?:NaN|nan|Infinity|inf))\b")
 _STRING_OR_NOT_FINITE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[-+]?(?:NaN|nan|Infinity|inf)\b', re.DOTALL)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
 
@@ -72,9 +72,10 @@ def typed_events(text: memoryview) -> tuple[list[Event], memoryview] | None:
         return _EVENTS.decode(text), text
     except _UNREADABLE:
         pass
-    if _NOT_FINITE.search(text) is None:
+    repaired = _finite(bytes(text))
+    if repaired is None:
         return None
-    whole = memoryview(_repaired(bytes(text)))
+    whole = memoryview(repaired)
     try:
         return _EVENTS.decode(whole), whole
     except _UNREADABLE:
@@ -131,6 +132,19 @@ def _fields(text: bytes) -> dict[str, msgspec.Raw] | None:
         return _FIELDS.decode(text)
     except _UNREADABLE:
         return None
+
+
+def _finite(text: bytes) -> bytes | None:
+    """Replace numbers such as NaN and inf by null; None if there are none."""
+    kept, quotes, at = list[bytes](), 0, 0
+    for found in _NOT_FINITE.finditer(text):
+        between = text[at : found.start(1)]
+        if b"\\" in between:  # counting quotes does not tell any more what is a string
+            return _repaired(text)
+        quotes += between.count(b'"')
+        kept += [between, found[1] if quotes % 2 else b"null"]
+        at = found.end(1)
+    return b"".join([*kept, text[at:]]) if kept else None
 
 
 def _repaired(text: bytes) -> bytes:

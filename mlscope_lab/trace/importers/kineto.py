@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CHROME", "KINETO"]
 
+_LEAST_BYTES = 256
+"""Bytes that an event has on average in real traces: more events than that come from a file made to fill memory."""
+
 
 def _is_chrome(head: Head) -> bool:
     text = head.data.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -37,7 +40,7 @@ def _load(path: Path, *, max_bytes: int, progress: Progress | None) -> xr.DataTr
     from mlscope_lab.trace.importers.json_text import TraceText
     from mlscope_lab.trace.importers.pieces import Pieces
 
-    collector = Collector()
+    collector = Collector(max_events=max(1000, max_bytes // _LEAST_BYTES))
     with Pieces(path, max_bytes=max_bytes, progress=progress) as pieces:
         text = TraceText(iter(pieces), str(path))
         text.blocks(collector.take_text, collector.take_each)

@@ -223,6 +223,14 @@ def test_odd_values_of_a_sound_event_do_not_cost_it(tmp_path):
     assert run.attrs["trace"]["rounded_times"] == 2
 
 
+@pytest.mark.parametrize("name", ["plain", "inf, NaN", ': inf,"nan": nan', "back\\slash", 'quo"te: inf, "'])
+def test_infinities_do_not_touch_names(name, tmp_path):
+    event = {**x(name), "cat": "kernel", "args": {"memory bandwidth (GB/s)": "#", "stream": 3, "x": ["#"]}}
+    text = json.dumps([event] * 3).replace('"#"', "inf", 3).replace('"#"', "-Infinity", 2).replace('"#"', "NaN")
+    run = load(tmp_path, text)
+    assert [(row["name"], row["stream"]) for row in rows(run, "kernels")] == [(name, 3)] * 3
+
+
 def test_halves_of_surrogate_pairs_are_replaced(tmp_path):
     text = '[{"ph":"X","name":"a\\ud800b","cat":"c","ts":0,"dur":1},{"ph":"X","name":"\\ud83d\\ude00","ts":0,"dur":1}]'
     run = load(tmp_path, text)
@@ -300,6 +308,7 @@ def test_size_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(json_text, "BLOCK_BYTES", 1 << 12)
     with pytest.raises(InputError, match="an event of more than"):
         import_trace(write(tmp_path, json.dumps([x("n" * (1 << 20))])), format="chrome")
+    assert "more than 1,000 events" in refused(tmp_path, json.dumps([{}] * 1001), max_bytes=10_000)
     beside = json.dumps({"large": ["x" * 3_000_000], "traceEvents": [x()], "deep": 1})
     assert "large" not in load(tmp_path, beside).attrs["environment"]
     deep = '{"deep": ' + "[" * 200_000 + "]" * 200_000 + f', "traceEvents": [{json.dumps(x())}]}}'
