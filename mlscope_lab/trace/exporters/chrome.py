@@ -68,7 +68,8 @@ _SAMPLED = {
 _NUMBERS = {
     # {group: {column: name of the argument}}; -1 is left out
     schema.OPERATORS: {"correlation": "External id", "sequence": "Sequence number", "flops": "flops",
-                       "allocated_bytes": "Allocated bytes", "output_bytes": "Output bytes"},
+                       "allocated_bytes": "Allocated bytes", "input_bytes": "Input bytes",
+                       "output_bytes": "Output bytes", "parameter_bytes": "Parameter bytes"},
     schema.RUNTIME: {"correlation": "correlation"},
     schema.KERNELS: {"device": "device", "context": "context", "stream": "stream", "correlation": "correlation",
                      "registers": "registers per thread", "shared_memory_bytes": "shared memory",
@@ -298,6 +299,9 @@ class _Trace:
         if "shapes_code" in columns:
             shapes = [*(f"{_shapes(text)}," for text in texts.get("shapes", [])), ""]
             yield [shapes[code] for code in columns["shapes_code"].tolist()]
+        if "type_code" in columns:
+            types = [*(f'"type":{json.dumps(text)},' if text else "" for text in texts.get("type", [])), ""]
+            yield [types[code] for code in columns["type_code"].tolist()]
         for name in ("grid", "block"):
             axes = [columns[f"{name}_{axis}"].tolist() for axis in "xyz" if f"{name}_{axis}" in columns]
             if axes:

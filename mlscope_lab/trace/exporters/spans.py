@@ -196,20 +196,26 @@ def _layers(run: xr.DataTree, tree: _Tree) -> Iterator[Span]:
 def _operators(run: xr.DataTree, tree: _Tree) -> Iterator[Span]:
     texts = texts_of(run, schema.OPERATORS)
     threads = [_thread(text) for text in texts.get("thread", [])] + [{}]
+    numbers = ("flops", "input_bytes", "output_bytes", "parameter_bytes", "allocated_bytes")
     for place, columns, starts in _placed(run, schema.OPERATORS, tree.passes):
         taken = ("name_code", "category_code", "thread_code", "duration_ns", "parent_index", "pass_index", "iteration",
                  "layer_index")  # fmt: skip
-        shapes = columns["shapes_code"].tolist() if "shapes_code" in columns else [-1] * len(starts)
-        for here, (begin, shape, name, category, thread, length, outer, index, iteration, layer) in enumerate(
-            zip(starts.tolist(), shapes, *(columns[c].tolist() for c in taken), strict=True), start=place
+        none = [-1] * len(starts)
+        shapes, types = (columns[c].tolist() if c in columns else none for c in ("shapes_code", "type_code"))
+        told = {name: columns[name].tolist() for name in numbers if name in columns}
+        for row, (begin, shape, kind, name, category, thread, length, outer, index, iteration, layer) in enumerate(
+            zip(starts.tolist(), shapes, types, *(columns[c].tolist() for c in taken), strict=True)
         ):
             attributes: dict[str, _Value] = {**threads[thread]}
+            attributes |= {f"mlscope.operator.{n}": v[row] for n, v in told.items() if v[row] >= 0}
+            if kind >= 0 and texts["type"][kind]:
+                attributes["mlscope.operator.type"] = texts["type"][kind]
             if category >= 0:
                 attributes["mlscope.operator.category"] = texts["category"][category]
             if shape >= 0:
                 attributes["mlscope.operator.shapes"] = texts["shapes"][shape]
             parent = tree.id(_OPERATOR, outer) if outer >= 0 else tree.home(index, iteration, layer)
-            yield Span(id=tree.id(_OPERATOR, here), parent=parent, name=_name(texts, name), level="operator",
+            yield Span(id=tree.id(_OPERATOR, place + row), parent=parent, name=_name(texts, name), level="operator",
                        start_ns=begin, end_ns=begin + length, attributes=attributes)  # fmt: skip
 
 

@@ -208,6 +208,8 @@ def _operator(plane: Plane, key: int) -> tuple[str, str]:
     name, label = plane.events.get(key, ""), plane.labels.get(key, "")
     if label and name.endswith(f":{label}"):
         return name[: -len(label) - 1], "tf_op"
+    if name.startswith("$"):  # a call of Python's, as "$file.py:12 function"
+        return name[1:], "python_function"
     return name, "host"
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlscope_lab.errors import InputError, StoreError
 from mlscope_lab.store import Store
 from mlscope_lab.testing import synthetic_failed_run, synthetic_run
 from mlscope_lab.trace import schema
+from mlscope_lab.trace.attribution import nest
 from mlscope_lab.trace.build import build_imported
-from mlscope_lab.trace.events import table_of
+from mlscope_lab.trace.events import intern_texts, table_of
 from mlscope_lab.trace.exporters import EXPORTERS, export_trace
 from mlscope_lab.trace.exporters.chrome import export_chrome
 from mlscope_lab.trace.importers import import_trace
@@ -83,6 +86,26 @@ def test_a_recorded_trace_comes_back_with_equal_tables(name, tmp_path):
     assert groups == [group for group in schema.EVENT_GROUPS if group in back.children]
     for group in groups:
         assert_equal(run, back, group)
+
+
+TIMES = st.tuples(st.integers(0, 10**15), st.integers(0, 10**6), st.sampled_from(["1/1", "1/2", "Spans/a b", "7/1"]),
+                  st.text(st.characters(codec="utf-8"), max_size=6))  # fmt: skip
+
+
+@given(rows=st.lists(TIMES, min_size=1, max_size=30))
+def test_any_operators_come_back_with_equal_tables(tmp_path_factory, rows):
+    start, duration, threads, names = (list(column) for column in zip(*rows, strict=True))
+    tables, codes = {"category": ("cpu_op",)}, {"category_code": np.zeros(len(rows), dtype=np.int32)}
+    for name, texts in (("thread", threads), ("name", names)):
+        codes[f"{name}_code"], tables[name] = intern_texts(texts)
+    times = {"start_ns": np.array(start, dtype=np.int64), "duration_ns": np.array(duration, dtype=np.int64)}
+    parents = nest(times["start_ns"], times["duration_ns"], codes["thread_code"])
+    table = EventTable(columns={**times, **codes, "parent_index": parents}, tables=tables)
+    run = build_imported(attrs={"model": "m", "backend": "b"}, events={"operators": table}, level="operator",
+                         wall_ns=2 * 10**15, anchor_ns=min(start))  # fmt: skip
+    back = import_trace(export_chrome(run, tmp_path_factory.mktemp("any") / "trace.json"))
+    assert_equal(run, back, "operators", but={"correlation", "sequence"})
+    assert not back.attrs["trace"]["dropped"]
 
 
 def test_times_are_exact_and_small_enough_for_a_viewer(run, tmp_path):
