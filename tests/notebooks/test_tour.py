@@ -15,6 +15,7 @@ GPU_TRACE = ROOT.parent / "shared/data/cuda-traces/ns_resolution_rank0.pt.trace.
 # what each notebook shows at least: figures, and words of its output
 SHOWN = {
     "01-first-look": (3, ["Egyptian cat"]),
+    "02-where-time-goes": (3, ["untraced predict", "operators: no device kernels in this run", "throughput"]),
     "03-read-any-trace": (0, ["aten::conv2d", "the same operators to the nanosecond"]),
 }
 
