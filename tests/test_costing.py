@@ -83,7 +83,11 @@ def test_torch_onnx_and_keras_forms_of_one_network_cost_the_same(tmp_path: Path)
         "onnx": ml.cost(tmp_path / "model.onnx"),
         "keras": ml.cost(model),
     }
-    for name in ("total_macs", "total_flops", "total_parameters", "total_normalization_flops"):
+    for name in ("total_macs", "total_parameters", "total_normalization_flops"):
         assert len({int(cost[name]) for cost in costs.values()}) == 1, name
     assert int(costs["torch"]["total_macs"]) == 49 * 8 * 27 + 25 * 8 * 9 + 1000
+    assert int(costs["torch"]["total_parameters"]) == 8 * 27 + 16 + 8 * 9 + 16 + 1005
+    zero_biases = 49 * 8 + 25 * 8  # the exporter gives every convolution a bias
+    flops = {name: int(cost["total_flops"]) for name, cost in costs.items()}
+    assert flops["torch"] == flops["keras"] == flops["onnx"] - zero_biases
     assert not any(cost.attrs["not_counted"] for cost in costs.values())

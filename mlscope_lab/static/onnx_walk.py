@@ -37,6 +37,7 @@ from mlscope_lab.static.records import CostTable, LayerCost, Transfer, Work
 __all__ = ["Walk", "inputs_of"]
 
 _MAX_DEPTH = 32
+_SHAPE = -1  # stands among the stored tensors that a constant is made of for the shape of an input
 
 
 def inputs_of(proto: Any) -> list[Any]:
@@ -177,6 +178,7 @@ class Walk:
         if op.startswith("Random") or op in {"Bernoulli", "Multinomial"}:
             return False
         read = [name for name in node.input if name]
+        read = read[:1] if op == "CastLike" else read  # of the other input only the type counts
         from_shape = op in {"Shape", "Size"} and read and shape_of(scope.types.get(read[0])) is not None
         if not from_shape and not all(name in scope.origins for name in read):
             return False
@@ -190,12 +192,16 @@ class Walk:
                 return False
             cut = shape[attributes.get("start", 0) : attributes.get("end", len(shape))]
             values = [np.array(cut if op == "Shape" else math.prod(shape), dtype=np.int64)]
+        elif op == "CastLike" and read[0] in scope.values:
+            values = fold("Cast", [scope.values[read[0]]], {"to": _element_type(scope.types.get(node.input[1]))})
         elif all(name in scope.values for name in read):
             given = [scope.values[name] if name else None for name in node.input]
             values = fold(op, given, attributes)
         kinds = self._infer(node, scope)
-        origins = frozenset[int]() if from_shape else frozenset().union(*(scope.origins[name] for name in read))
-        origins = frozenset(key for key in origins if self._weights[key][0] > 1)
+        origins = frozenset({_SHAPE}) if from_shape else frozenset().union(*(scope.origins[name] for name in read))
+        made = op == "Constant" or (op == "ConstantOfShape" and _SHAPE not in origins)
+        # what is filled from a scalar, or as large as an input is, is no weight
+        origins = frozenset(key for key in origins if key == _SHAPE or self._weights[key][0] > 1)
         for index, name in enumerate(node.output):
             if not name:
                 continue
@@ -207,7 +213,7 @@ class Walk:
                     onnx.helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape)
                 )
             self._define(scope, name, kind)
-            if op in {"Constant", "ConstantOfShape"} or (not origins and not from_shape):
+            if made:
                 self._store(scope, name, elements_of(kind), self._bytes[-1])
             else:
                 scope.origins[name] = origins
@@ -328,7 +334,8 @@ class Walk:
                 continue
             if not single and elements_of(kind) <= 1:
                 continue
-            found[name] = scope.origins[name]
+            if scope.origins[name] and _SHAPE not in scope.origins[name]:
+                found[name] = scope.origins[name]
         return found
 
     def _if(self, node: Any, scope: _Scope, row: int, depth: int, times: int) -> list[_Body]:
@@ -435,6 +442,10 @@ class Walk:
                 kind = retyped(kind, shape)
             if name:
                 self._define(scope, name, kind)
+
+
+def _element_type(kind: Any) -> int:
+    return 0 if kind is None else int(kind.tensor_type.elem_type)
 
 
 def _int(value: object) -> int:

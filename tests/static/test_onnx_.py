@@ -357,6 +357,21 @@ def test_bounds_statistics_and_shapes_are_no_parameters() -> None:
     assert [layer.type for layer in table.layers] == ["BatchNormalization", "Clip", "Reshape", "Mul"]
 
 
+def test_what_is_filled_or_sized_by_an_input_is_no_parameter() -> None:
+    nodes = [
+        helper.make_node("Expand", ["zero", "three"], ["bias"]),
+        helper.make_node("CastLike", ["bias", "x"], ["same"]),
+        helper.make_node("Gemm", ["x", "w", "same"], ["h"]),
+        helper.make_node("Shape", ["h"], ["size"]),
+        helper.make_node("ConstantOfShape", ["size"], ["blank"]),
+        helper.make_node("Concat", ["h", "blank"], ["y"], axis=1),
+    ]
+    stored = [numpy_helper.from_array(np.float32(0), "zero"), values("three", 3), weight("w", 4, 3)]
+    table = cost_of_onnx(graph_of(nodes, {"x": ["n", 4]}, ["y"], stored))
+    assert table.parameters == 12
+    assert [layer.type for layer in table.layers] == ["Gemm", "Concat"]
+
+
 def test_external_data_is_not_read_and_stays_in_its_folder(tmp_path: Path) -> None:
     model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [2, 64]}, ["y"], [weight("w", 64, 64)])
     path = tmp_path / "model.onnx"
