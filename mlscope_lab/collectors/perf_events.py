@@ -40,6 +40,7 @@ _DISABLED, _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 0, 1 << 1, 1 << 5, 1 <<
 _TIMES = 0b11  # PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTAL_TIME_RUNNING
 _CLOEXEC = 8
 _PR_DISABLE, _PR_ENABLE = 31, 32  # PR_TASK_PERF_EVENTS_*
+_SPARE_FILES = 128
 _HARDWARE, _SOFTWARE, _CACHE = 0, 1, 3
 _LLC_READ, _LLC_READ_MISS = 0x000002, 0x010002
 
@@ -182,6 +183,16 @@ def _threads() -> list[int]:
     return sorted({int(name) for name in os.listdir("/proc/self/task")} - sampling_threads())
 
 
+def _affordable(threads: int) -> int:
+    """Return how many counters of each thread may be open, so that enough files are left for what is measured."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return len(EVENTS)
+    return max(0, (limit - len(os.listdir("/proc/self/fd")) - _SPARE_FILES) // max(1, threads))
+
+
 class PerfEvents(Collector):
     """Counts processor events over the measured part into ``/counters``, as one range named "pass".
 
@@ -197,28 +208,40 @@ class PerfEvents(Collector):
     def __init__(self) -> None:
         super().__init__()
         self._open: dict[str, list[int]] = {}
+        self._refused: dict[str, str] | None = None
 
     def unavailable(self, device: str) -> Mapping[str, str]:  # noqa: D102 - as in the base class
         if _SYSTEM != "linux":
             return {self.name: f"perf events are of Linux, and this is {_SYSTEM}"}
         if platform.machine() not in _SYSCALL:
             return {self.name: f"the system call's number on {platform.machine()} is not known here"}
+        self._refused = self._tried()
+        if len(self._refused) == len(EVENTS):
+            return {self.name: next(iter(self._refused.values()))}
+        return {f"{self.name} {name}": reason for name, reason in self._refused.items()}
+
+    @staticmethod
+    def _tried() -> dict[str, str]:
+        """Return the counters that do not open here, with the reasons."""
         kernel, refused = _Kernel(), {}
         for event in EVENTS:
             try:
                 os.close(kernel.open(event, 0, -1))
             except OSError as error:
                 refused[event.name] = _reason(error.errno or 0)
-        if len(refused) == len(EVENTS):
-            return {self.name: next(iter(refused.values()))}
-        return {f"{self.name} {name}": reason for name, reason in refused.items()}
+        return refused
 
     def start(self, device: str) -> None:  # noqa: D102
-        kernel = _Kernel()
-        self._open = {event.name: [] for event in EVENTS}
+        kernel, threads = _Kernel(), _threads()
+        refused = self._refused if self._refused is not None else self._tried()
+        events = [event for event in EVENTS if event.name not in refused]
+        for event in events[_affordable(len(threads)) :]:
+            self._give_up(event, OSError(errno.EMFILE, ""))
+        events = events[: _affordable(len(threads))]
+        self._open = {event.name: [] for event in events}
         leaders: dict[tuple[int, int], int] = {}
-        for thread in _threads():
-            for event in EVENTS:
+        for thread in threads:
+            for event in events:
                 leader = leaders.get((thread, event.group), -1) if event.group >= 0 else -1
                 try:
                     descriptor = kernel.open(event, thread, leader)
@@ -249,7 +272,7 @@ class PerfEvents(Collector):
         attrs: dict[str, dict[str, str]] = {}
         whole = len(columns)
         for event in EVENTS:
-            descriptors = self._open[event.name]
+            descriptors = self._open.get(event.name, [])
             readings = [struct.unpack("=QQQ", os.read(descriptor, 24)) for descriptor in descriptors]
             for descriptor in descriptors:
                 with contextlib.suppress(OSError):

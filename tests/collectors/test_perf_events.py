@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
@@ -88,6 +89,30 @@ def test_nothing_stays_open(collector):
     assert psutil.Process().num_fds() > before
     collector.stop()
     assert psutil.Process().num_fds() == before
+
+
+def test_a_process_with_many_threads_keeps_files_for_itself(collector):
+    import resource
+
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait) for _ in range(30)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for thread in threads:
+        thread.start()
+    try:
+        # room for two counters of each thread and for the spare files
+        limit = len(os.listdir("/proc/self/fd")) + 128 + 2 * len(os.listdir("/proc/self/task")) + 20
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+        collector.start("cpu")
+        (table,) = collector.stop().values()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        end.set()
+        for thread in threads:
+            thread.join()
+    assert len(NAMES & set(table.columns)) == 2
+    assert all("ulimit -n" in reason for reason in collector.missing.values())
+    assert len(collector.missing) >= 1
 
 
 def test_counts_are_extended_to_the_time_in_which_they_were_not_counted():
