@@ -26,6 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("out/bench.json"))
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument(
+        "--hta", metavar="PYTHON", help="interpreter of an environment with HolisticTraceAnalysis 0.5.0"
+    )
     options = parser.parse_args()
     settings = ml.load_settings()
     manifest = load_catalog(settings).model("efficientnet-lite0").manifest
@@ -40,6 +43,7 @@ def main() -> int:
         "bench_tensorflow_overhead": ["--model", paths["tensorflow"]],
         "bench_store": [],
         "bench_analysis": [],
+        "bench_import": ["--hta", options.hta] if options.hta else [],
         "bench_memory": [],
         "bench_collectors": [],
         "bench_roofline": [],

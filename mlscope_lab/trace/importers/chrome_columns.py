@@ -206,7 +206,8 @@ class Collector:
         self.events += len(events)
         if self.events > self._max_events:
             raise InputError(
-                f"The trace holds more than {self._max_events:,} events; record fewer steps, or allow more with max_bytes="
+                f"The trace holds more than {self._max_events:,} events; record fewer steps, or allow more with "
+                "max_bytes="
             )
         sorted_: dict[str, list[Event]] = {}
         given: dict[str, list[dict[str, Any]]] = {}

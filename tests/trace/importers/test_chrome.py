@@ -252,6 +252,36 @@ def test_identifiers_that_collide(tmp_path):
     ]
 
 
+def test_graphs_drivers_and_synchronisations(tmp_path):
+    def host(name, ts, correlation, cat="cuda_runtime", dur=2):
+        return {"ph": "X", "cat": cat, "name": name, "pid": 9, "tid": 9, "ts": ts, "dur": dur,
+                "args": {"correlation": correlation}}  # fmt: skip
+
+    def device(name, ts, correlation, cat="kernel", stream=7):
+        return {"ph": "X", "cat": cat, "name": name, "pid": 0, "tid": stream, "ts": ts, "dur": 3,
+                "args": {"correlation": correlation, "stream": stream, "device": 0}}  # fmt: skip
+
+    flow = {"cat": "ac2g", "name": "ac2g", "id": 1}
+    run = load(tmp_path, [
+        {**x("aten::mm", 0, 9), "pid": 9, "tid": 9},
+        host("cudaGraphLaunch", 1, 1), host("cuLaunchKernelEx", 4, 2, "cuda_driver"),
+        device("Stream Sync", 20, 3, "cuda_sync"), host("cudaStreamSynchronize", 12, 3, dur=20),
+        device("first", 12, 1), device("second", 16, 1), device("triton", 11, 2, stream=8),
+        {**flow, "ph": "s", "pid": 9, "tid": 9, "ts": 1}, {**flow, "ph": "f", "pid": 0, "tid": 7, "ts": 16, "bp": "e"},
+        {"ph": "X", "cat": "overhead", "name": "Buffer Flush", "pid": -1, "tid": 0, "ts": 30, "dur": 1},
+    ])  # fmt: skip
+    kernels, calls = rows(run, "kernels"), rows(run, "runtime")
+    assert [(k["name"], calls[k["runtime_index"]]["name"], k["operator_index"]) for k in kernels] == [
+        ("first", "cudaGraphLaunch", 0), ("second", "cudaGraphLaunch", 0), ("triton", "cuLaunchKernelEx", 0),
+    ]  # fmt: skip
+    assert [(c["name"], c["category"], c["operator_index"]) for c in calls[2:]] == [
+        ("Stream Sync", "cuda_sync", -1), ("cudaStreamSynchronize", "cuda_runtime", -1),
+    ]  # fmt: skip
+    assert [(link["source_index"], link["target_index"]) for link in rows(run, "links")] == [(0, 1)]
+    assert [row["category"] for row in rows(run, "annotations")] == ["overhead"]
+    assert run.attrs["warnings"] == []
+
+
 def refused(folder, text, name="trace.json", **options):
     with pytest.raises(InputError) as caught:
         import_trace(write(folder, text, name), format="chrome", **options)
