@@ -188,7 +188,7 @@ class _Trace:
             self.out.write(("" if self.first else ",\n") + ",\n".join(lines))
             self.first = False
 
-    def _times(self, columns: _Columns, name: str) -> npt.NDArray[np.int64]:
+    def times(self, columns: _Columns, name: str) -> npt.NDArray[np.int64]:
         times: npt.NDArray[np.int64] = columns[name] + self.offsets[columns["pass_index"]]
         return times
 
@@ -198,7 +198,7 @@ class _Trace:
         self.processes.setdefault(pid, f"mlscope process {process}")
         return pid
 
-    def _threads(self, group: str) -> list[str]:
+    def threads(self, group: str) -> list[str]:
         """Return ``"pid":1,"tid":2`` for each thread of a group, and one for the unknown thread at the end."""
         found = []
         home = self._home(0)
@@ -251,9 +251,9 @@ class _Trace:
         fits[-1] = True
         categories = [json.dumps(t if fit else default) for t, fit in zip(given, fits, strict=True)]
         foreign = ["" if fit else f'"category":{json.dumps(t)},' for t, fit in zip(given, fits, strict=True)]
-        threads = self._threads(group) if group != schema.KERNELS else []
+        threads = self.threads(group) if group != schema.KERNELS else []
         for columns in slices_of(self.run, group):
-            where = self._streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
+            where = self.streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
             arguments = list(self._arguments(group, columns, texts))
             if not all(fits):
                 arguments.append([foreign[code] for code in columns["category_code"]])
@@ -268,12 +268,12 @@ class _Trace:
             self._lines([
                 f'{{"ph":{head},"name":{names[name]},{place},"ts":{ts},"dur":{dur},"args":{{{"".join(parts)[:-1]}}}}}'
                 for head, name, place, ts, dur, *parts in zip(
-                    heads, columns["name_code"].tolist(), where, _us(self._times(columns, "start_ns")),
+                    heads, columns["name_code"].tolist(), where, _us(self.times(columns, "start_ns")),
                     _us(columns["duration_ns"]), *arguments, strict=True,
                 )
             ])  # fmt: skip
 
-    def _streams(self, columns: _Columns) -> list[str]:
+    def streams(self, columns: _Columns) -> list[str]:
         """Return the track of each kernel: its device as the process, its stream as the thread."""
         pairs = np.stack([columns["device"], columns["stream"]], axis=1)
         distinct, place = np.unique(pairs, axis=0, return_inverse=True)
@@ -322,7 +322,7 @@ class _Trace:
                 f'{{"ph":"X","cat":"cuda_profiler_range","name":{names[name]},"pid":{home},"tid":{_TRACKS + 1},'
                 f'"ts":{ts},"dur":{dur},"args":{{{"".join(parts)[:-1]}}}}}'
                 for name, ts, dur, *parts in zip(
-                    columns["name_code"].tolist(), _us(self._times(columns, "start_ns")),
+                    columns["name_code"].tolist(), _us(self.times(columns, "start_ns")),
                     _us(columns["duration_ns"]), *arguments, strict=True,
                 )
             ])  # fmt: skip
@@ -353,7 +353,7 @@ class _Trace:
         devices = [*texts_of(self.run, group).get("device", []), ""]
         home = self._home(0)
         for columns in slices_of(self.run, group):
-            times = _us(self._times(columns, "time_ns"))
+            times = _us(self.times(columns, "time_ns"))
             codes = columns["device_code"].tolist()
             for name, (title, unit) in _SAMPLED[group].items():
                 if name not in columns:
@@ -406,10 +406,10 @@ class _Ends:
     def __init__(self, trace: _Trace, group: str) -> None:
         number: dict[str, int] = {}
         starts, codes, told = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-        threads = trace._threads(group) if group != schema.KERNELS else []
+        threads = trace.threads(group) if group != schema.KERNELS else []
         for columns in slices_of(trace.run, group):
-            starts.append(trace._times(columns, "start_ns"))
-            where = trace._streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
+            starts.append(trace.times(columns, "start_ns"))
+            where = trace.streams(columns) if group == schema.KERNELS else [threads[c] for c in columns["thread_code"]]
             codes.append(np.array([number.setdefault(place, len(number)) for place in where], dtype=np.int32))
             if group == schema.KERNELS:
                 told.append(columns["correlation"])

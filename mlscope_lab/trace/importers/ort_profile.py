@@ -6,7 +6,9 @@ follow the node that launched them, whose name they carry.
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +84,9 @@ class _Profile:
         self.session_names, self.session_categories, self.kernel_names = (
             Texts(what) for what in ("session events", "categories", "kernels")
         )
-        self.nodes = _Rows("start", "duration", "name", "op", "index", "provider", "shapes", "output", "taken", "thread")
+        self.nodes = _Rows(
+            "start", "duration", "name", "op", "index", "provider", "shapes", "output", "taken", "thread"
+        )
         self.session = _Rows("start", "duration", "name", "category", "thread")
         self.kernels = _Rows("start", "duration", "name", "stream", "operator", "grid_x", "grid_y", "grid_z",
                              "block_x", "block_y", "block_z")  # fmt: skip
@@ -167,7 +171,10 @@ def _load(
     from mlscope_lab.trace.build import build_imported
 
     found = _Profile()
-    found.read(path, max_bytes, progress)
+    try:
+        found.read(path, max_bytes, progress)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is a damaged gzip file ({error}); get it again") from error
     if not len(found.nodes) and not len(found.session):
         raise InputError(
             f"{path} holds no event of ONNX Runtime; write a profile with SessionOptions.enable_profiling = True and "

@@ -15,7 +15,9 @@ import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,8 @@ _LARGEST = 64 << 20
 """Bytes: an engine of ten thousand layers takes some ten megabytes."""
 _MOST_LAYERS = 200_000
 _LONGEST_MS = 1e9
+_PROFILE = re.compile(rb'\s*\[\s*\{ ?"count" ?: ?\d+ ?\}')
+_LAYERS = re.compile(rb'\s*\{\s*"Layers" ?: ?\[')
 _DATATYPES = (
     # searched in this order, because some names hold others
     ("BF16", "bfloat16"), ("BFLOAT16", "bfloat16"), ("FP32", "float32"), ("FLOAT", "float32"), ("FP16", "float16"),
@@ -61,7 +65,8 @@ def load_profile(
     Parameters
     ----------
     path
-        A profile (``--exportProfile``), or the layers alone (``--exportLayerInfo``), which have no times then.
+        A profile (``--exportProfile``), the layers alone (``--exportLayerInfo``), which have no times then, or a folder
+        that holds one of each.
     layer_info
         The layers of the same engine, for their types, shapes and weights; they need
         ``--profilingVerbosity=detailed``.
@@ -83,6 +88,8 @@ def load_profile(
     """
     from mlscope_lab.trace.build import build_imported
 
+    if path.is_dir():
+        path, layer_info = _pair(path, layer_info)
     main = _read(path, max_bytes)
     if progress is not None:
         progress(path.stat().st_size, path.stat().st_size)
@@ -136,6 +143,38 @@ def load_profile(
     return run
 
 
+def _kind(path: Path) -> str:
+    """Return "profile" or "layers" for a file that begins as one of them, "" for any other."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            text = file.read(4096)
+    except (OSError, EOFError, zlib.error):
+        return ""
+    return "profile" if _PROFILE.match(text) else "layers" if _LAYERS.match(text) else ""
+
+
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of trtexec in a folder by kind; the first thousand files are looked at."""
+    found: dict[str, list[Path]] = {"profile": [], "layers": []}
+    for file in sorted(islice(folder.glob("*.json*"), 1000)):
+        if kind := _kind(file):
+            found[kind].append(file)
+    return found
+
+
+def _pair(folder: Path, layer_info: Path | None) -> tuple[Path, Path | None]:
+    found = _files(folder)
+    names = ", ".join(file.name for file in [*found["profile"], *found["layers"]][:6])
+    if len(found["profile"]) != 1 or len(found["layers"]) > 1:
+        raise InputError(
+            f"{folder} must hold one profile of trtexec and at most one file of layers, not {names or 'none'}; name "
+            "the profile itself"
+        )
+    return found["profile"][0], layer_info or next(iter(found["layers"]), None)
+
+
 def _read(path: Path, max_bytes: int) -> list[Any] | dict[str, Any]:
     limit = min(max_bytes, _LARGEST)
     try:
@@ -146,7 +185,7 @@ def _read(path: Path, max_bytes: int) -> list[Any] | dict[str, Any]:
         if len(data) > limit:
             raise InputError(f"{path} holds more than {limit:,} bytes, too many for a file of trtexec")
         found = json.loads(data, parse_constant=lambda _: None)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); was it cut off, or does a layer's name hold a quotation mark?"
@@ -276,11 +315,9 @@ def _weights(entry: Mapping[str, Any]) -> int:
 
 
 def _recognises(head: Head) -> bool:
-    text = head.data[:4096]
-    return (
-        re.match(rb'\s*\[\s*\{ ?"count" ?: ?\d+ ?\}', text) is not None
-        or re.match(rb'\s*\{\s*"Layers" ?: ?\[', text) is not None
-    )
+    if head.path.is_dir():
+        return bool(_files(head.path)["profile"])
+    return _PROFILE.match(head.data) is not None or _LAYERS.match(head.data) is not None
 
 
 TRTEXEC = Importer(title="TensorRT profile or layers written by trtexec", recognises=_recognises, load=load_profile)

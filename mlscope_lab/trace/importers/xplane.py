@@ -8,6 +8,7 @@ import mmap
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -296,7 +297,7 @@ def _load(
             planes, notes = planes_of(data, statistics)
             if progress is not None:
                 progress(len(data), len(data))
-    except (WireError, EOFError, gzip.BadGzipFile) as error:
+    except (WireError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file} is not an XPlane profile, or was cut off: {error}") from error
     for plane in planes:
         found.read(plane)

@@ -176,6 +176,17 @@ def test_limits(tmp_path, monkeypatch):
     assert "4 call sites in 2 runs" in run.attrs["unavailable"]["layers"]
 
 
+def test_a_damaged_gzip_file(tmp_path):
+    path = written(tmp_path / "profile.json.gz", RUNS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is a damaged gzip file"):
+        import_trace(path, format="onnxruntime")
+    path.write_bytes(whole[:60] + b"\xff" * 40 + whole[100:])
+    with pytest.raises(InputError, match="damaged gzip file"):
+        import_trace(path, format="onnxruntime")
+
+
 def test_damaged_files_are_refused_or_read(tmp_path):
     whole, chance = written(tmp_path / "profile.json", RUNS).read_bytes(), random.Random(7)
     path = tmp_path / "x.json"

@@ -88,6 +88,16 @@ def test_layers_tell_types_shapes_and_weights(files):
     assert "types" not in run.attrs["unavailable"]
 
 
+def test_a_folder_of_both(files):
+    assert detect_format(files) == "trtexec"
+    run = import_trace(files)
+    assert run.attrs["model"] == "profile.json"
+    assert run["layers"]["type"].values.tolist() == ["Reformat", "CaskConvolution", "Shuffle"]
+    (files / "other.json").write_text(PROFILE)
+    with pytest.raises(InputError, match=r"not other.json, profile.json, layers.json; name the profile itself"):
+        import_trace(files)
+
+
 def test_layers_alone_have_no_times(files):
     assert detect_format(files / "layers.json") == "trtexec"
     run = import_trace(files / "layers.json")

@@ -181,6 +181,15 @@ def test_what_is_no_profile_is_refused(data, tmp_path):
         import_trace(path)
 
 
+def test_a_damaged_gzip_file(profile, tmp_path):
+    packed = gzip.compress(profile.read_bytes())
+    path = tmp_path / "vm.xplane.pb.gz"
+    for data in (packed[: len(packed) // 2], packed[:30] + b"\xff" * 40 + packed[70:]):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="is not an XPlane profile, or was cut off"):
+            import_trace(path, format="xplane")
+
+
 def test_impossible_times_are_counted(tmp_path):
     events = [event(1, 0, -5), event(1, 2**63 - 1, 5), event(1, 0, 2**62), event(1, 3_000, 2_000)]
     path = tmp_path / "x.xplane.pb"
