@@ -99,6 +99,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "energy": "mlscope_lab.analysis.process:energy",
         "levels": "mlscope_lab.analysis.levels:levels",
         "layer_gap": "mlscope_lab.analysis.levels:layer_gap",
+        "operator_gap": "mlscope_lab.analysis.levels:operator_gap",
         "kernel_breakdown": "mlscope_lab.analysis.device:kernel_breakdown",
         "kernel_kinds": "mlscope_lab.analysis.device:kernel_kinds",
         "temporal_breakdown": "mlscope_lab.analysis.device:temporal_breakdown",

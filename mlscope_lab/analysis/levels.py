@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mlscope_lab.analysis.intervals import sum_by_group, union_by_group
 from mlscope_lab.analysis.latency import predict_interval
 from mlscope_lab.analysis.layers import coverage, layer_data
 from mlscope_lab.analysis.statistics import Interval, geometric_interval, median_interval
 from mlscope_lab.analysis.tables import run_attrs, table
+from mlscope_lab.analysis.work import work_of
 from mlscope_lab.trace import schema
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["layer_gap", "levels", "traced_interval"]
+__all__ = ["layer_gap", "levels", "operator_gap", "traced_interval"]
+
+
+Ints = npt.NDArray[np.int64]
 
 
 def traced_interval(durations: npt.NDArray[np.int64], process: npt.NDArray[np.int64]) -> Interval:
@@ -147,6 +152,92 @@ def layer_gap(run: xr.DataTree) -> xr.Dataset:
     }
     return table("part", list(intervals), columns,
                  attrs=run_attrs(run, confidence=0.95, iterations=len(found.whole)))  # fmt: skip
+
+
+def operator_gap(run: xr.DataTree) -> xr.Dataset:
+    """Compare the operators with the layers that they belong to: what of a layer is no operator's.
+
+    Parameters
+    ----------
+    run
+        A run recorded at level "operator" or deeper.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along ``part``, medians over the traced predicts of the passes that hold operators and trace least, with 95 %
+        bounds: ``duration_ns``, ``low_ns``, ``high_ns``, ``share`` of the layers, for
+
+        - "layers": the union of all layers' intervals;
+        - "operators in layers": the union of the operators that belong to a layer, within the layers;
+        - "rest of layers": layers less that, the framework's own time;
+        - "operators in no layer": the union of those that belong to none;
+        - "overlap": what operators that run at once count twice.
+
+        No part is above the predict.
+
+    Raises
+    ------
+    SchemaError
+        If the run has no layers or no operators.
+    """
+    layer_data(run)
+    work = work_of(run, group=schema.OPERATORS)
+    passes = np.unique(work.rows.column("pass_index"))
+    data = run[schema.LAYERS].to_dataset()
+    rows = np.flatnonzero(np.isin(data["pass_index"].values, passes))
+    data = data.isel(layer_iteration=rows)
+    # number the predicts by pass and position, as the operators' iterations are
+    number = _predict_numbers(data["pass_index"].values)
+    wide = int(number.max(initial=-1)) + 1
+    place = np.full((int(passes.max()) + 1) * (wide + 1), -1, dtype=np.int64)
+    place[data["pass_index"].values * (wide + 1) + number] = np.arange(len(rows))
+    own = work.rows.column("iteration").astype(np.int64)
+    known = (own >= 0) & (own < wide)
+    at = np.where(known, place[np.where(known, work.rows.column("pass_index") * (wide + 1) + own, 0)], -1)
+    begin, whole = data["iteration_start_ns"].values, data["pass_duration_ns"].values
+    end = begin + whole
+
+    def cut(start: Ints, length: Ints, of: Ints) -> tuple[Ints, Ints]:
+        first = np.clip(start, begin[of], end[of])
+        return first, np.clip(start + length, begin[of], end[of]) - first
+
+    ran = data["start_ns"].values >= 0
+    predict, _ = np.nonzero(ran)
+    layers = cut(data["start_ns"].values[ran], data["duration_ns"].values[ran], predict)
+    inside, outside = np.flatnonzero((at >= 0) & (work.layer >= 0)), np.flatnonzero((at >= 0) & (work.layer < 0))
+    within = cut(work.start[inside], work.length[inside], at[inside])
+    n = len(rows)
+    of_layers = union_by_group(*layers, predict, n)
+    of_operators = union_by_group(*within, at[inside], n)
+    both = union_by_group(
+        np.concatenate([layers[0], within[0]]), np.concatenate([layers[1], within[1]]),
+        np.concatenate([predict, at[inside]]), n,
+    )  # fmt: skip
+    common = of_layers + of_operators - both
+    alone = union_by_group(*cut(work.start[outside], work.length[outside], at[outside]), at[outside], n)
+    summed = sum_by_group(work.duration, at, n)
+    everything = np.flatnonzero(at >= 0)
+    all_of_them = union_by_group(work.start[everything], work.length[everything], at[everything], n)
+    parts = {
+        "layers": of_layers, "operators in layers": common, "rest of layers": of_layers - common,
+        "operators in no layer": alone, "overlap": np.maximum(summed - all_of_them, 0),
+    }  # fmt: skip
+    intervals = [_interval(values, data["process"].values) for values in parts.values()]
+    centre = np.array([i.centre for i in intervals])
+    columns = {
+        "duration_ns": centre, "low_ns": np.array([i.low for i in intervals]),
+        "high_ns": np.array([i.high for i in intervals]), "share": centre / (centre[0] if centre[0] > 0 else np.nan),
+    }  # fmt: skip
+    return table("part", list(parts), columns,
+                 attrs=run_attrs(run, confidence=0.95, level=work.rows.level, iterations=n))  # fmt: skip
+
+
+def _predict_numbers(pass_index: Ints) -> Ints:
+    """Return the position of each predict within its pass; those of a pass are neighbours."""
+    first = np.concatenate([np.ones(min(1, len(pass_index)), dtype=bool), pass_index[1:] != pass_index[:-1]])
+    begin = np.flatnonzero(first)
+    return np.arange(len(pass_index)) - np.repeat(begin, np.diff(np.append(begin, len(pass_index))))
 
 
 def _interval(values: npt.NDArray[np.int64], process: npt.NDArray[np.int64]) -> Interval:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from mlscope_lab.analysis.latency import summarize
-from mlscope_lab.analysis.levels import layer_gap, levels
+from mlscope_lab.analysis.levels import layer_gap, levels, operator_gap
 from mlscope_lab.testing import synthetic_run
+from tests.analysis.conftest import event_table
+from tests.analysis.test_layers import layered
 
 
 def test_each_level_costs_something_over_the_one_above(run):
@@ -61,3 +63,28 @@ def test_without_untraced_latency_there_is_no_gap():
     run = synthetic_run()
     del run["latency"]
     assert np.isnan(layer_gap(run).to_dataframe()["duration_ns"]["gap"])
+
+
+def test_operators_within_their_layers(flat):
+    def operator(start, duration, parent, layer):
+        return {"name": "o", "iteration": 0, "start_ns": 10**9 + start, "duration_ns": duration, "parent_index": parent,
+                "layer_index": layer}  # fmt: skip
+
+    # layers at 10-50 and 60-90; operators 15-40 with one inside, 60-80, one of no layer at 92, one beyond the predict
+    operators = event_table([
+        operator(15, 25, -1, 0), operator(20, 10, 0, 0), operator(60, 20, -1, 1), operator(92, 4, -1, -1),
+        operator(500, 10, -1, -1),
+    ])  # fmt: skip
+    run = layered(flat, [10, 60], [40, 30], events={"operators": operators})
+    found = operator_gap(run).to_dataframe()["duration_ns"]
+    assert found.to_dict() == {
+        "layers": 70, "operators in layers": 45, "rest of layers": 25, "operators in no layer": 4, "overlap": 0,
+    }  # fmt: skip
+    assert operator_gap(run).to_dataframe()["share"]["operators in layers"] == pytest.approx(45 / 70)
+
+
+def test_operators_of_several_processes(run):
+    found = operator_gap(run)
+    assert found.attrs["iterations"] == 16
+    parts = found.to_dataframe()["duration_ns"]
+    assert parts["operators in layers"] <= parts["layers"]

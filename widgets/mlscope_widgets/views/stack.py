@@ -64,7 +64,9 @@ def layer_types_view(types: xr.Dataset, *, n: int = 12) -> go.Figure:
     arguments.along("types", data, "type", "latency_by_type")
     names = [str(name) for name in data["type"].values]
     rest = [i for i, name in enumerate(names) if name.startswith("(") and float(data["exclusive_ns"][i]) != 0]
-    shown = [i for i, name in enumerate(names) if not name.startswith("(")][:n] + rest
+    # containers whose own time is a row of its own take none themselves
+    shown = [i for i, name in enumerate(names) if not name.startswith("(") and float(data["exclusive_ns"][i]) > 0][:n]
+    shown += rest
     values, low, high = (data[name].values[shown] for name in ("exclusive_ns", "low_ns", "high_ns"))
     scale = time_scale(values.tolist())
     figure = _figure()
