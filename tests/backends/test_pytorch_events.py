@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlscope_lab.backends.pytorch_events import MARK_PREFIX, event_tables
 from mlscope_lab.backends.pytorch_kineto import Allocations
@@ -236,3 +240,53 @@ def test_counters_without_a_launch_each_are_not_guessed():
     found = event_tables(columns([launch, *ranges], arguments={1: {"x": 3}, 2: {"x": 4}}), frame())["counters"]
     assert "runtime_index" not in found.columns
     assert found.columns["x"].tolist() == [3.0, 4.0]
+
+
+# -- any trace ------------------------------------------------------------------------------------------------------
+
+KINDS = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver", "kernel", "gpu_memcpy", "cuda_sync",
+         "cuda_profiler_range", "overhead", "python_function")  # fmt: skip
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "cudaLaunchKernel", MARK_PREFIX + "0", "[memory]"]), st.sampled_from(KINDS),
+        st.integers(0, 60), st.integers(0, 30), st.integers(-1, 1), st.integers(1, 3), st.integers(-1, 4),
+        st.integers(-1, 4),
+    ),
+    max_size=30,
+)  # fmt: skip
+SPANS = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 30), st.integers(1, 3)), max_size=6)
+
+
+@given(EVENTS, SPANS, st.data())
+def test_any_trace_becomes_a_run(rows, spans, data):
+    flows = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    words = st.dictionaries(
+        st.sampled_from(["grid", "bytes", "metric", "odd"]), st.sampled_from([1, [2, 3, 4], "x", None])
+    )
+    arguments = {n: data.draw(words) for n, row in enumerate(rows) if row[1] in {"kernel", "cuda_profiler_range"}}
+    calls = [(start, length, thread, number) for number, (start, length, thread) in enumerate(spans)]
+    tables = event_tables(columns(rows, flows, arguments), frame(calls=calls, iterations=[(0, 20), (25, 20)]))
+    run = build_imported(
+        attrs={"model": "m", "backend": "b"}, wall_ns=100, level="hardware",
+        events={
+            group: replace(table, columns={k: v for k, v in table.columns.items() if k != "layer_index"})
+            for group, table in tables.items()
+        },
+    )  # fmt: skip
+    assert set(run.children) == {"passes", *tables}
+    device = [row for row in rows if row[1] in {"kernel", "gpu_memcpy", "cuda_sync"}]
+    if "kernels" in tables:
+        assert int(tables["kernels"].columns["duration_ns"].sum()) == sum(row[3] for row in device)
+    else:
+        assert not device
+    operators = tables["operators"].columns
+    assert len(tables["operators"]) == sum(
+        row[1] == "cpu_op" and row[0] in {"a", "b", "cudaLaunchKernel"} for row in rows
+    )
+    if not any(flows):
+        threads = [int(text.partition("/")[2]) for text in tables["operators"].tables["thread"]]
+        for start, thread, layer in zip(
+            operators["start_ns"], operators["thread_code"], operators["layer_index"], strict=True
+        ):
+            inside = [c for c in calls if c[2] == threads[thread] and c[0] <= start < max(c[0] + c[1], c[0] + 1)]
+            assert layer == -1 if not inside else layer in {c[3] for c in inside if c[0] == max(c[0] for c in inside)}
