@@ -256,9 +256,9 @@ def attach(run: xr.DataTree, cost: xr.Dataset) -> xr.Dataset:
 
     A measured layer gets the cost of the layers that it stands for: those named in ``sources`` (what a fused node was
     made of), else the one of its own name, else those of its scope. Of several measured layers of one scope each takes
-    the cost of its own kind (convolution, matrix product, normalisation, activation, pooling); what fits none of them
-    stays unmatched and is never spread. Bytes of a fused layer are those that cross its boundary, so what its parts
-    hand on to each other does not count.
+    the cost of its own kind (convolution, matrix product, normalisation, activation, pooling); what fits none of them,
+    or several, stays unmatched and is never spread. Bytes of a fused layer are those that cross its boundary, so what
+    its parts hand on to each other does not count.
 
     Parameters
     ----------
@@ -381,8 +381,9 @@ class _Join:
                 self._claim(taken, how, row, [self._row[str(names[row])]], "name")
         groups: dict[str, list[int]] = defaultdict(list)
         for row, scope in enumerate(data["scope"].values):
-            if scope and not taken[row]:
-                groups[str(scope)].append(row)
+            known = self._scope(str(scope)) if not taken[row] else ""
+            if known:
+                groups[known].append(row)
         types = [str(kind) for kind in data["type"].values]
         for scope, rows in groups.items():
             open_rows = [r for r in self._of_scope.get(scope, ()) if r not in self._claimed]
@@ -391,12 +392,34 @@ class _Join:
                 if not product or any(self._macs[r] > 0 for r in open_rows):  # else its product has another scope
                     self._claim(taken, how, rows[0], open_rows, "scope")
                 continue
+            by_family: dict[str, list[int]] = defaultdict(list)
             for cost_row in open_rows:
-                fits = [row for row in rows if _family(types[row]) == _family(self._types[cost_row])]
-                if fits:
-                    free = [row for row in fits if not taken[row]]
-                    self._claim(taken, how, (free or fits)[0], [cost_row], "scope")
+                by_family[self._kind(cost_row)].append(cost_row)
+            for family, cost_rows in by_family.items():
+                fits = [row for row in rows if _family(types[row]) == family]
+                if len(fits) == 1:
+                    self._claim(taken, how, fits[0], cost_rows, "scope")
+                elif len(fits) == len(cost_rows):
+                    for row, cost_row in zip(fits, cost_rows, strict=True):
+                        self._claim(taken, how, row, [cost_row], "scope")
         return taken, how
+
+    def _kind(self, cost_row: int) -> str:
+        """Return the family of a cost row, by its type, else by what it computes."""
+        family = _family(self._types[cost_row])
+        return "matrix product" if self._macs[cost_row] > 0 and family not in _PRODUCTS else family
+
+    def _scope(self, scope: str) -> str:
+        """Return the scope as the cost table spells it: itself, one around it, or these without TensorFlow's count.
+
+        TensorFlow appends ``_1`` to each part of a path that Keras has used before.
+        """
+        while scope:
+            for spelled in (scope, "/".join(part.removesuffix("_1") for part in scope.split("/"))):
+                if spelled in self._of_scope:
+                    return spelled
+            scope = scope.rpartition("/")[0]
+        return ""
 
     def _source(self, name: str) -> int:
         """Return the row of a source node, or of the layer that a framework's own node belongs to by its path."""

@@ -117,7 +117,9 @@ class _Run:
 
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         scripted = self._scripted = isinstance(self._module, torch.jit.ScriptModule)
-        graph = isinstance(self._module, torch.fx.GraphModule)
+        graph = isinstance(self._module, torch.fx.GraphModule) and not any(
+            node.op == "call_module" and node.target != "_guards_fn" for node in self._module.graph.nodes
+        )
         with ExitStack() as undo, torch.no_grad():
             module = self._module if scripted else _fake_copy(self._module, mode)
             if not graph:

@@ -145,6 +145,23 @@ def test_scopes_match_by_kind_where_several_layers_share_one() -> None:
     assert joined["macs"].values.tolist() == [100, 0, -1, 50]
 
 
+def test_tensorflows_paths_are_those_of_keras() -> None:
+    table = CostTable(model="m", source="keras", layers=(
+        layer("net/deep", "DepthwiseConv2D", 9, moves={}, scope="net/deep"),
+        layer("net/deep_BN", "BatchNormalization", moves={}, scope="net/deep_BN", flops={"normalization": 2}),
+    ))  # fmt: skip
+    rows = [("a", "FusedDepthwiseConv2d", "net/deep", ""), ("b", "Mul", "net_1/deep_BN_1/batchnorm", "")]
+    joined = attach(Measured(rows).tree(), to_dataset(table))
+    assert joined["cost_layers"].values.tolist() == ["net/deep", "net/deep_BN"]
+
+
+def test_what_fits_several_is_spread_over_none() -> None:
+    rows = [("a", "Einsum", "net.fc", ""), ("b", "Softmax", "net.fc", ""), ("c", "Einsum", "net.fc", "")]
+    joined = attach(Measured(rows).tree(), to_dataset(chain()))
+    assert joined["matched_by"].values.tolist() == ["", "", ""]
+    assert int(joined["unmatched_macs"]) == 150
+
+
 def test_a_product_does_not_take_the_cost_of_what_is_none() -> None:
     joined = attach(Measured([("a", "Conv", "net.norm", "")]).tree(), to_dataset(chain()))
     assert joined["matched_by"].values.tolist() == [""]
