@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mlscope_lab.analysis.intervals import sum_by_group, union_by_group
 from mlscope_lab.analysis.latency import predict_interval
-from mlscope_lab.analysis.layers import coverage, layer_data
+from mlscope_lab.analysis.layers import coverage, layer_data, median_shares
 from mlscope_lab.analysis.statistics import Interval, geometric_interval, median_interval
 from mlscope_lab.analysis.tables import run_attrs, table
 from mlscope_lab.analysis.work import work_of
@@ -144,11 +144,13 @@ def layer_gap(run: xr.DataTree) -> xr.Dataset:
         confidence=0.9, n=total.n,
     )  # fmt: skip
     whole = intervals["traced predict"].centre
+    shares = median_shares(np.stack(list(parts.values()), axis=1), found.whole)
+    others = [intervals[name].centre / whole if whole > 0 else np.nan for name in ("untraced predict", "gap")]
     columns = {
         "duration_ns": np.array([i.centre for i in intervals.values()]),
         "low_ns": np.array([i.low for i in intervals.values()]),
         "high_ns": np.array([i.high for i in intervals.values()]),
-        "share": np.array([i.centre for i in intervals.values()]) / (whole if whole > 0 else np.nan),
+        "share": np.append(shares, others),
     }
     return table("part", list(intervals), columns,
                  attrs=run_attrs(run, confidence=0.95, iterations=len(found.whole)))  # fmt: skip
@@ -224,10 +226,10 @@ def operator_gap(run: xr.DataTree) -> xr.Dataset:
         "operators in no layer": alone, "overlap": np.maximum(summed - all_of_them, 0),
     }  # fmt: skip
     intervals = [_interval(values, data["process"].values) for values in parts.values()]
-    centre = np.array([i.centre for i in intervals])
     columns = {
-        "duration_ns": centre, "low_ns": np.array([i.low for i in intervals]),
-        "high_ns": np.array([i.high for i in intervals]), "share": centre / (centre[0] if centre[0] > 0 else np.nan),
+        "duration_ns": np.array([i.centre for i in intervals]), "low_ns": np.array([i.low for i in intervals]),
+        "high_ns": np.array([i.high for i in intervals]),
+        "share": median_shares(np.stack(list(parts.values()), axis=1), of_layers),
     }  # fmt: skip
     return table("part", list(parts), columns,
                  attrs=run_attrs(run, confidence=0.95, level=work.rows.level, iterations=n))  # fmt: skip
