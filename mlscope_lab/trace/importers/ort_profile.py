@@ -232,6 +232,7 @@ class _Runs:
         self.disjoint = bool(np.all(self.start[1:] >= (self.start + self.duration)[:-1]))
         self.iteration = self._iteration(nodes["start"], nodes["thread"])
         self.layer = np.full(len(nodes), -1, dtype=np.int32)
+        self.depth = np.zeros(len(nodes), dtype=np.int32)
         self.parent = self._parents()
 
     def _iteration(self, times: _INT, threads: _INT) -> npt.NDArray[np.int32]:
@@ -247,13 +248,21 @@ class _Runs:
         container = np.array([op in _CONTAINERS for op in ops], dtype=np.bool_)[nodes["op"]]
         if not container.any():
             return np.full(len(nodes), -1, dtype=np.int32)
-        around = nest(nodes["start"], nodes["duration"], nodes["thread"]).tolist()
-        # whole microseconds put neighbours inside each other; only a container holds nodes
-        parents = [-1] * len(around)
-        for here in np.lexsort((-nodes["duration"], nodes["start"])).tolist():
+        # of nodes with equal times, whole microseconds, a container is the outer one, the one that ended last outermost
+        first = np.lexsort((np.where(container, -np.arange(len(nodes)), np.arange(len(nodes))), ~container))
+        start, duration, thread = (nodes[name][first] for name in ("start", "duration", "thread"))
+        around = nest(start, duration, thread).tolist()
+        held = container[first].tolist()
+        # neighbours may lie inside each other, too; but only a container holds nodes
+        parents, depth = [-1] * len(around), [0] * len(around)
+        for here in np.lexsort((np.arange(len(around)), -duration, start)).tolist():
             outer = around[here]
-            parents[here] = outer if outer < 0 or container[outer] else parents[outer]
-        return np.array(parents, dtype=np.int32)
+            outer = outer if outer < 0 or held[outer] else parents[outer]
+            parents[here], depth[here] = outer, depth[outer] + 1 if outer >= 0 else 0
+        found = np.full(len(nodes), -1, dtype=np.int32)
+        found[first] = np.append(first, -1)[parents]
+        self.depth[first] = depth
+        return found
 
     def lost(self, events: int) -> int:
         """Return how many events the profiler surely dropped: the rest of the run that the cap cut."""
@@ -274,17 +283,19 @@ class _Runs:
         keys: list[tuple[int, int, int]] = []
         parents: list[int] = []
         counts: dict[tuple[int, ...], int] = {}
-        order = inside[np.lexsort((-nodes["duration"][inside], nodes["start"][inside], self.iteration[inside]))]
+        columns = (self.depth, -nodes["duration"], nodes["start"], self.iteration)
+        order = inside[np.lexsort(tuple(column[inside] for column in columns))]
         layer = self.layer.tolist()
-        columns = [nodes[name][order].tolist() for name in ("name", "op", "index")]
+        named = [nodes[name][order].tolist() for name in ("name", "op", "index")]
+        branches = self._branches(order, named)
         before = -1
         for here, iteration, outer, *key in zip(
-            order.tolist(), self.iteration[order].tolist(), self.parent[order].tolist(), *columns, strict=True
+            order.tolist(), self.iteration[order].tolist(), self.parent[order].tolist(), *named, strict=True
         ):
             if iteration != before:
                 counts, before = {}, iteration
             above = layer[outer] if outer >= 0 else -1
-            site = (above, *key)
+            site = (above, branches.get(outer, -1), *key)
             counts[site] = nth = counts.get(site, 0) + 1
             row = layer[here] = rows.setdefault((*site, nth), len(keys))
             if row == len(keys):
@@ -298,6 +309,21 @@ class _Runs:
             return None
         self.layer = np.array(layer, dtype=np.int32)
         return self._trace(self._table(keys, parents), inside)
+
+    def _branches(self, order: npt.NDArray[np.intp], named: list[list[int]]) -> dict[int, int]:
+        """Return a number for what ran in each If: the profile does not say which branch that was.
+
+        A branch runs as a whole, so the nodes that ran tell it, though some of both may be called alike.
+        """
+        branching = self.found.ops.find("If")
+        ops = self.found.nodes["op"]
+        inside: dict[int, list[tuple[int, ...]]] = {}
+        for here, *key in zip(order.tolist(), *named, strict=True):
+            outer = int(self.parent[here])
+            if outer >= 0 and ops[outer] == branching:
+                inside.setdefault(outer, []).append(tuple(key))
+        numbers: dict[tuple[tuple[int, ...], ...], int] = {}
+        return {outer: numbers.setdefault(tuple(sorted(ran)), len(numbers)) for outer, ran in inside.items()}
 
     def _table(self, keys: list[tuple[int, int, int]], parents: list[int]) -> LayerTable:
         names, ops = self.found.names.table, self.found.ops.table

@@ -105,6 +105,31 @@ def test_repeated_nodes_are_call_sites_of_their_own(tmp_path):
     np.testing.assert_array_equal(layers["duration_ns"], [[3_000, 4_000]])
 
 
+def test_branches_are_told_by_what_ran_in_them(tmp_path):
+    lines = []
+    for at, op in ((1000, "Neg"), (2000, "Abs"), (3000, "Neg")):
+        lines += [node("", op, 0, at + 11, 4), node("", "Exp", 1, at + 15, 4), node("if", "If", 1, at + 10, 12),
+                  event("Session", "model_run", at, 30)]  # fmt: skip
+    layers = import_trace(written(tmp_path / "profile.json", lines))["layers"].dataset
+    assert layers["type"].values.tolist() == ["If", "Neg", "Exp", "Abs", "Exp"]
+    assert layers["parent"].values.tolist() == [-1, 0, 0, 0, 0]
+    np.testing.assert_array_equal(
+        layers["duration_ns"].values >= 0, [[1, 1, 1, 0, 0], [1, 0, 0, 1, 1], [1, 1, 1, 0, 0]]
+    )
+
+
+def test_a_container_holds_what_took_as_long(tmp_path):
+    lines = [node("a", "Neg", 0, 1010, 5), node("if", "If", 1, 1010, 5), node("loop", "Loop", 2, 1010, 5),
+             node("next", "Abs", 3, 1015, 5), event("Session", "model_run", 1000, 30)]  # fmt: skip
+    for order in (lines, [lines[3], *lines[:3], lines[4]]):
+        layers = import_trace(written(tmp_path / "profile.json", order))["layers"].dataset
+        parents = dict(zip(layers["name"].values, layers["parent"].values, strict=True))
+        names = layers["name"].values.tolist()
+        assert names[parents["if"]] == "loop"
+        assert names[parents["a"]] == "if"
+        assert layers["exclusive_ns"].sum() == 10_000
+
+
 def test_runs_of_several_threads_at_once(tmp_path):
     nodes = [node("a", "Relu", 0, 1005, 30, tid=1), node("a", "Relu", 0, 1006, 20, tid=2)]
     lines = [*nodes, *(event("Session", "model_run", 1000 + n, 40, tid=1 + n) for n in range(2))]
