@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.machinery
-import importlib.util
-import sys
 import threading
 import time
-import types
-import warnings
 
 import numpy as np
 import pytest
 
 import mlscope_lab as ml
-from mlscope_lab.backends.base import ModelFiles, SessionOptions
+from mlscope_lab.backends.base import SessionOptions
 from mlscope_lab.backends.pytorch_ import PyTorchBackend
-from mlscope_lab.backends.pytorch_calls import ModuleCalls
 from mlscope_lab.errors import SessionError
 from mlscope_lab.testing import check_layer_trace
+from tests.backends.pytorch_traces import Net, check_operators, layer_name, operators, vector
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 nn = torch.nn
-
-
-def vector(value=1.0, n=2):
-    return {"x": np.full((n, 4), value, np.float32)}
 
 
 def image():
@@ -54,45 +44,6 @@ def trace_of(module, *feeds, level="operator", warm=True):
     return trace
 
 
-def check_operators(trace):
-    """Check that operators lie within their parents, their layers and their iterations, on one clock."""
-    table = trace.events["operators"]
-    columns = table.columns
-    start, end = columns["start_ns"], columns["start_ns"] + columns["duration_ns"]
-    slack = trace.clock_error_ns
-    parent = columns["parent_index"]
-    aten = np.array([table.tables["category"][c] == "cpu_op" for c in columns["category_code"]], dtype=bool)
-    inner = (parent >= 0) & aten
-    assert (start[inner] >= start[parent[inner]]).all()
-    assert (end[inner] <= end[parent[inner]]).all()
-    iteration, layer = columns["iteration"], columns["layer_index"]
-    placed = np.flatnonzero((layer >= 0) & aten)
-    assert (iteration[placed] >= 0).all()
-    owner = layer[placed]
-    functional = np.array(trace.layers.type)[owner] == "functional"
-    outer = np.where(functional, np.array(trace.layers.parent)[owner], owner)
-    layer_start = trace.start_ns[iteration[placed], outer]
-    layer_end = layer_start + trace.duration_ns[iteration[placed], outer]
-    assert (layer_start >= 0).all(), "an operator in a layer that did not run"
-    assert (start[placed] >= layer_start - slack).all()
-    assert (end[placed] <= layer_end + slack).all()
-
-
-def operators(trace, iteration=0, category="cpu_op"):
-    """Return [(name, layer)] of an iteration, outermost first."""
-    table = trace.events["operators"]
-    columns = table.columns
-    return [
-        (table.tables["name"][columns["name_code"][row]], layer_name(trace, columns["layer_index"][row]))
-        for row in np.flatnonzero(columns["iteration"] == iteration)
-        if table.tables["category"][columns["category_code"][row]] == category
-    ]
-
-
-def layer_name(trace, index):
-    return trace.layers.name[index] if index >= 0 else ""
-
-
 def outer_operators(trace, iteration=0):
     table = trace.events["operators"]
     columns = table.columns
@@ -105,16 +56,6 @@ def outer_operators(trace, iteration=0):
         for r in rows
     ]
     return [pair for pair in found if pair[1]]
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.block = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
-        self.fc = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return torch.tanh(self.fc(self.block(x))) * 2
 
 
 def test_operators_carry_the_layer_that_called_them():
@@ -347,62 +288,6 @@ def test_ranges_of_users_are_annotations():
     assert columns["iteration"].tolist() == [0]
 
 
-def opened_graph(kind, level, folder, **export):
-    """Open `Net` as a script or as an exported program; returns the session and its feeds."""
-    options = SessionOptions(threads=1, level=level)
-    if kind == "scripted":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            module = torch.jit.script(Net().eval())
-        return PyTorchBackend().wrap(module, vector(), options), vector()
-    path = folder / "net.pt2"
-    torch.export.save(torch.export.export(Net().eval(), (torch.zeros(2, 4),), **export), path)
-    files = ModelFiles(name="net", format="torch_exported", path=path, digest="sha256:" + "0" * 64, trusted=True)
-    session = PyTorchBackend().open(files, options)
-    return session, {session.inputs[0].name: vector()["x"]}
-
-
-def graph_trace(kind, level, folder, **export):
-    session, feeds = opened_graph(kind, level, folder, **export)
-    with session:
-        session.predict(feeds)
-        session.begin_trace()
-        for _ in range(3):
-            session.predict(feeds)
-        trace = session.end_trace()
-    check_layer_trace(trace, iterations=3)
-    return trace
-
-
-@pytest.mark.parametrize("kind", ["scripted", "exported"])
-@pytest.mark.parametrize("level", ["operator", "kernel"])
-def test_graphs(kind, level, tmp_path):
-    trace = graph_trace(kind, level, tmp_path)
-    check_operators(trace)
-    called = ["aten::linear", "aten::relu", "aten::linear#2", "aten::tanh", "aten::mul"]
-    assert list(trace.layers.name)[2:] == called
-    assert all(layer.startswith("aten::") for name, layer in operators(trace, 2) if layer and name.startswith("aten::"))
-    assert ("aten::addmm", "aten::linear#2") in operators(trace, 2)
-    assert any(name == "aten::detach" and not layer for name, layer in operators(trace))
-    assert trace.layers.input_shapes[2] == "float32[2,4];float32[8,4];float32[8]"
-
-
-@pytest.mark.parametrize("level", ["layer", "operator"])
-def test_operators_of_an_exported_graph_know_their_module(level, tmp_path):
-    trace = graph_trace("exported", level, tmp_path)
-    assert trace.layers.scope[2:] == ("block.0", "block.1", "fc", "", "")
-    assert trace.layers.output_shapes[2:] == ("float32[2,8]", "float32[2,8]", "float32[2,3]", *["float32[2,3]"] * 2)
-    assert trace.layers.activation_bytes[2] == 2 * 8 * 4
-    assert trace.unavailable == {}
-
-
-def test_lengths_that_depend_on_the_inputs_are_not_made_up(tmp_path):
-    trace = graph_trace("exported", "layer", tmp_path, dynamic_shapes=({0: torch.export.Dim("batch")},))
-    assert trace.layers.scope[2:5] == ("block.0", "block.1", "fc")
-    assert trace.layers.output_shapes[2] == ""
-    assert "shapes" in trace.unavailable
-
-
 def test_compiled_modules_are_refused():
     module = torch.compile(Net(), backend="eager")
     with open_live(module, vector(), "operator") as session, pytest.raises(SessionError, match="compiled"):
@@ -508,41 +393,6 @@ def test_a_run_in_a_process_of_its_own():
     assert (found["layer_index"].values >= 0).mean() > 0.5
     assert "onednn_primitive" in found["category_table"].values or "oneDNN primitives" in run.attrs["unavailable"]
     assert run["memory"].sizes["memory_sample"] > 0
-
-
-@pytest.mark.parametrize("how", ["the package", "torch", "neither"])
-def test_ranges_for_tools_that_watch_from_outside(how, monkeypatch):
-    pushed, depth = [], [0]
-
-    def push(label):
-        pushed.append(label)
-        depth[0] += 1
-
-    def pop():
-        depth[0] -= 1
-
-    package = types.ModuleType("nvtx")
-    package.push_range, package.pop_range = push, pop
-    package.__spec__ = importlib.machinery.ModuleSpec("nvtx", None)
-    monkeypatch.setitem(sys.modules, "nvtx", package if how == "the package" else None)
-    if how != "the package":
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: how == "torch")
-        monkeypatch.setattr(torch.cuda.nvtx, "range_push", push)
-        monkeypatch.setattr(torch.cuda.nvtx, "range_pop", pop)
-    module = Net().eval()
-    expected = module(torch.ones(2, 4))
-    calls = ModuleCalls(module, nvtx=True)
-    calls.attach()
-    try:
-        np.testing.assert_array_equal(module(torch.ones(2, 4)).detach(), expected.detach())
-        assert pushed == ([] if how == "neither" else ["Net", "block", "block.0", "block.1", "fc"])
-        with pytest.raises(RuntimeError):
-            module(torch.ones(2, 5))
-        assert depth == [0]
-    finally:
-        calls.detach()
-    assert not any("forward" in part.__dict__ for part in module.modules())
 
 
 def covered(intervals):
