@@ -92,12 +92,11 @@ def _peaks(run: xr.DataTree, system: str | None, settings: Settings) -> xr.Datas
         return peaks_from_system(load_catalog(settings).system(system).manifest, device=device)
     from mlscope_lab.calibration.stored import calibrate, machine_identity
 
-    here, there = machine_identity(threads or 1), run.attrs.get("environment") or {}
-    same = all(there.get(name) in {None, here[name]} for name in ("cpu", "architecture", "cores_logical"))
-    if device != "cpu" or not same:
-        where = f"'{device}'" if device != "cpu" else f"another machine ({there.get('cpu')})"
+    here, there = machine_identity(threads or 1, device), run.attrs.get("environment") or {}
+    facts: tuple[str, ...] = ("cpu", "architecture", "cores_logical") if device == "cpu" else ("gpus",)
+    if any(there.get(name, here[name]) != here[name] for name in facts):
         raise InputError(
-            f"The run was measured on {where}, whose peaks are not measured here: give system= (the name of a system "
-            "manifest; mlscope_lab.calibration.peaks reads it) or peaks= (of a calibration made there)"
+            f"The run was measured on another machine ({there.get('cpu')}), whose peaks cannot be measured here: give "
+            "system= (the name of a system manifest) or peaks= (of a calibration made there)"
         )
-    return calibrate(threads=threads, settings=settings)
+    return calibrate(threads=threads if device == "cpu" else None, device=device, settings=settings)

@@ -143,24 +143,24 @@ def _under_roofs(
     bound = texts(["unknown", "compute", "memory"])[np.where(known, 1 + memory, 0)]
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "flops": flops,
-            "bytes": moved,
-            "dtype": dtypes,
             "duration_ns": time,
-            "low_ns": low,
-            "high_ns": high,
-            "arithmetic_intensity": np.where(moved > 0, flops / moved, np.nan),
-            "achieved_flops": np.where(time > 0, flops / time * 1e9, np.nan),
-            "achieved_bandwidth": np.where(time > 0, moved / time * 1e9, np.nan),
-            "level": np.where(known, roofs.level_of(moved), ""),
-            "roof_bandwidth": np.where(by_bytes[0] > 0, moved / by_bytes[0] * 1e9, np.nan),
-            "roof_flops": np.where(by_flops[0] > 0, flops / by_flops[0] * 1e9, np.nan),
-            "roof_ns": least[0],
             "bound": bound,
+            "level": np.where(known, roofs.level_of(moved), ""),
             "roof_share": np.where(time > 0, least[0] / time, np.nan),
             # the highest peaks over the longest time, and the other way round
             "roof_share_low": np.where(high > 0, least[2] / high, np.nan),
             "roof_share_high": np.where(low > 0, least[1] / low, np.nan),
+            "arithmetic_intensity": np.where(moved > 0, flops / moved, np.nan),
+            "achieved_flops": np.where(time > 0, flops / time * 1e9, np.nan),
+            "achieved_bandwidth": np.where(time > 0, moved / time * 1e9, np.nan),
+            "roof_flops": np.where(by_flops[0] > 0, flops / by_flops[0] * 1e9, np.nan),
+            "roof_bandwidth": np.where(by_bytes[0] > 0, moved / by_bytes[0] * 1e9, np.nan),
+            "roof_ns": least[0],
+            "flops": flops,
+            "bytes": moved,
+            "dtype": dtypes,
+            "low_ns": low,
+            "high_ns": high,
         }
 
 
@@ -199,10 +199,11 @@ def _table(dim: str, labels: Any, columns: dict[str, Any], attrs: dict[str, Any]
 def _peak_attrs(run: xr.DataTree, peaks: xr.Dataset) -> dict[str, Any]:
     source, threads = peaks.attrs.get("source", ""), peaks.attrs.get("threads")
     device = str(run.attrs.get("device", "cpu"))
-    if source == "measured" and device not in {"cpu", "unknown"}:
+    theirs = str(peaks.attrs.get("device", device))
+    if device != "unknown" and theirs.partition(":")[0] != device.partition(":")[0]:
         raise InputError(
-            f"The peaks are of this machine's processor, and the run was on '{device}'; give those of a system "
-            "manifest with that device (mlscope_lab.calibration.peaks.peaks_from_system)"
+            f"The peaks are of '{theirs}', and the run was on '{device}': take those of mlscope_lab.calibrate(device="
+            f"'{device}'), or of a system manifest with that device"
         )
     found = {"peaks_source": source}
     found |= {f"peaks_{name}": peaks.attrs[name] for name in ("created_at", "age_s", "system") if name in peaks.attrs}

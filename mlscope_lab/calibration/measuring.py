@@ -38,33 +38,26 @@ def working_sets(caches: Sequence[CacheLevel], threads: int, available_bytes: in
     return {**sets, MEMORY: min(_MEMORY_FACTOR * last, available_bytes // 4)}
 
 
-def measure_peaks(task: Mapping[str, Any], note: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure_peaks(task: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """Measure every kernel; runs in a process of its own.
 
     Parameters
     ----------
     task
-        ``threads``; ``sets`` {level: bytes}; ``peers``, names of frameworks; ``rounds``; ``seconds`` a repeat; and
-        ``budget_s``, after which no further round begins (three are made in any case).
+        ``device``, "cpu" or one that PyTorch names; for "cpu" ``threads``, ``sets`` {level: bytes} and ``peers``, names
+        of frameworks; ``rounds``; ``seconds`` a repeat; and ``budget_s``, after which no further round begins (three
+        are made in any case).
     note
         Called with a sentence about what is being done.
 
     Returns
     -------
-    list of dict
-        Name, target, rates and shares of each kernel, see `mlscope_lab.calibration.repeats.Samples`.
+    dict
+        ``sets``, the working sets; ``kernels``, a list of name, target, rates and shares of each kernel, see
+        `mlscope_lab.calibration.repeats.Samples`.
     """
-    threads, sets, seconds = int(task["threads"]), dict(task["sets"]), float(task["seconds"])
     begin = time.monotonic()
-    kernels: list[Kernel] = []
-    for level, total in sets.items():
-        large = total // threads >= _LARGE_BYTES
-        kernels += bandwidth_kernels(level, total, threads, seconds=seconds, large=large)
-    kernels += gemm_kernels(threads, seconds=seconds)
-    for peer in task["peers"]:
-        note(f"Preparing the kernels of {peer}")
-        beyond = {level: total for level, total in sets.items() if total >= _LARGE_BYTES}
-        kernels += peer_kernels(peer, threads, beyond, seconds=seconds)
+    sets, kernels = _kernels(task, note)
     found = [Samples(name=kernel.name, target=kernel.target) for kernel in kernels]
     for number in range(int(task["rounds"])):
         if number >= 3 and time.monotonic() - begin > float(task["budget_s"]):
@@ -74,4 +67,26 @@ def measure_peaks(task: Mapping[str, Any], note: Callable[[str], None]) -> list[
             rate, share = sample(kernel)
             samples.rates.append(rate)
             samples.shares.append(share)
-    return [{"name": s.name, "target": s.target, "rates": s.rates, "shares": s.shares} for s in found]
+    samples_of = [{"name": s.name, "target": s.target, "rates": s.rates, "shares": s.shares} for s in found]
+    return {"sets": sets, "kernels": samples_of}
+
+
+def _kernels(task: Mapping[str, Any], note: Callable[[str], None]) -> tuple[dict[str, int], list[Kernel]]:
+    seconds, device = float(task["seconds"]), str(task["device"])
+    if device != "cpu":
+        from mlscope_lab.calibration.accelerator import device_kernels, device_sets
+
+        note(f"Preparing the kernels of {device}")
+        sets = device_sets(device)
+        return sets, list(device_kernels(device, sets, seconds=seconds))
+    threads, sets = int(task["threads"]), dict(task["sets"])
+    kernels: list[Kernel] = []
+    for level, total in sets.items():
+        large = total // threads >= _LARGE_BYTES
+        kernels += bandwidth_kernels(level, total, threads, seconds=seconds, large=large)
+    kernels += gemm_kernels(threads, seconds=seconds)
+    for peer in task["peers"]:
+        note(f"Preparing the kernels of {peer}")
+        beyond = {level: total for level, total in sets.items() if total >= _LARGE_BYTES}
+        kernels += peer_kernels(peer, threads, beyond, seconds=seconds)
+    return sets, kernels

@@ -135,5 +135,6 @@ def peaks_from_system(system: SystemManifest, *, device: str = "cpu") -> xr.Data
     times = processor.count if processor.device == "cpu" else 1
     bandwidth = processor.memory_bandwidth * times
     dtypes = {name: _Rate(bounds=(flops * times,) * 3) for name, flops in processor.peak_flops.items()}
-    attrs = {"source": "system manifest", "system": system.name, "processor": processor.name}
+    attrs = {"source": "system manifest", "system": system.name, "processor": processor.name,
+             "device": processor.device}  # fmt: skip
     return _dataset({MEMORY: np.inf}, [_Rate(bounds=(bandwidth,) * 3)], dtypes, attrs)

@@ -25,7 +25,7 @@ class Kernel:
     amount
         Bytes or operations of all functions together.
     threads
-        Threads that compute.
+        Threads that compute; 0 for a device, which has the processor's attention for nothing but waiting.
     """
 
     name: str
@@ -68,7 +68,7 @@ def sample(kernel: Kernel) -> tuple[float, float]:
         kernel.work[0]()
         wall = time.perf_counter() - begin
         busy = time.process_time() - processor
-        return kernel.amount / wall, min(1.0, busy / (wall * kernel.threads))
+        return kernel.amount / wall, min(1.0, busy / (wall * kernel.threads)) if kernel.threads else 1.0
     together = threading.Barrier(len(kernel.work))
     spans: list[tuple[float, float, float]] = []
 

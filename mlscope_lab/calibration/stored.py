@@ -19,7 +19,7 @@ from mlscope_lab.calibration.measuring import MEMORY, working_sets
 from mlscope_lab.calibration.peers import installed_peers
 from mlscope_lab.collectors.environment import available_cores, describe
 from mlscope_lab.config import Settings, load_settings
-from mlscope_lab.errors import RunError
+from mlscope_lab.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,8 +33,11 @@ _LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu")
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-def machine_identity(threads: int) -> dict[str, Any]:
-    """Return what a calibration depends on: processor, cores, caches, threads and the libraries whose kernels ran."""
+def machine_identity(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Return what a calibration depends on: processor, cores, caches, threads and the libraries whose kernels ran.
+
+    Of a CUDA device it is the name and memory of the machine's devices, its driver and the libraries.
+    """
     environment, _ = describe(libraries=())
     versions = {}
     for name in _LIBRARIES:
@@ -42,6 +45,8 @@ def machine_identity(threads: int) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    if device != "cpu":
+        return {"device": device, "gpus": environment.get("gpus", []), "libraries": versions}
     return {
         "cpu": environment["cpu"],
         "architecture": platform.machine(),
@@ -90,19 +95,19 @@ def _measured(identity: Mapping[str, Any], task: dict[str, Any], report: Callabl
     from mlscope_lab.launchers.lock import measuring
     from mlscope_lab.launchers.subprocess_ import Limits, TaskFailure, run_in_subprocess
 
-    kernels: list[dict[str, Any]] = []
+    measured: dict[str, Any] = {}
     notes: list[str] = []
 
     def listen(message: dict[str, Any], arrays: dict[str, Any]) -> None:
         if message["type"] == "note":
             report(str(message["text"]))
         elif message["type"] == "peaks":
-            kernels.extend(message["kernels"])
+            measured.update(sets=message["sets"], kernels=message["kernels"])
 
     environment = {**dict.fromkeys(_ONE_THREAD, "1"), "OMP_NUM_THREADS": str(task["threads"])}
     with measuring(report):
         begin = datetime.now(UTC)
-        attempts: list[list[str]] = [task["peers"], []]
+        attempts: list[list[str]] = [task["peers"], []] if task["peers"] else [[]]
         for peers in attempts:
             try:
                 run_in_subprocess(
@@ -119,14 +124,14 @@ def _measured(identity: Mapping[str, Any], task: dict[str, Any], report: Callabl
         "created_at": begin.isoformat(timespec="seconds"),
         "seconds": (datetime.now(UTC) - begin).total_seconds(),
         "notes": notes,
-        "sets": task["sets"],
-        "kernels": kernels,
+        **measured,
     }
 
 
 def calibrate(
     *,
     threads: int | None = None,
+    device: str = "cpu",
     again: bool = False,
     settings: Settings | None = None,
     report: Callable[[str], None] | None = None,
@@ -137,6 +142,8 @@ def calibrate(
     ----------
     threads
         Threads that compute; default every core this process may use. Peaks hold for this number alone.
+    device
+        "cpu", or a CUDA device such as "cuda:0", whose peaks PyTorch's kernels measure (unverified on a device).
     again
         Measure even if there is a calibration of this machine.
     settings
@@ -149,11 +156,13 @@ def calibrate(
     -------
     xarray.Dataset
         See `mlscope_lab.calibration.peaks.peaks_from_samples`; for `mlscope_lab.analysis.roofline`. Attributes:
-        ``source`` "measured", ``threads``, ``created_at``, ``age_s``, ``seconds`` (that it took), ``machine`` (what
-        identifies it), ``notes``, ``working_sets`` and ``disturbed``.
+        ``source`` "measured", ``device``, ``threads``, ``created_at``, ``age_s``, ``seconds`` (that it took),
+        ``machine`` (what identifies it), ``notes``, ``working_sets`` and ``disturbed``.
 
     Raises
     ------
+    InputError
+        If there is no such device.
     RunError
         If the measuring process fails.
     """
@@ -162,23 +171,29 @@ def calibrate(
     from mlscope_lab.calibration.peaks import peaks_from_samples
 
     resolved, count = settings or load_settings(), threads or available_cores()
-    identity = machine_identity(count)
+    identity = machine_identity(count, device)
+    if device != "cpu" and not identity["gpus"]:
+        raise InputError(f"Device '{device}' cannot be calibrated: NVML tells of no device here")
     file = _file(resolved, identity)
     found = None if again else _stored(file)
     if found is None:
         caches = find_caches()
-        sets = working_sets(caches, count, int(psutil.virtual_memory().available))
+        sets = working_sets(caches, count, int(psutil.virtual_memory().available)) if device == "cpu" else {}
         task = {
-            "kind": "calibrate", "threads": count, "sets": sets, "peers": installed_peers(), "rounds": _ROUNDS,
-            "seconds": _SECONDS, "budget_s": _BUDGET_S,
+            "kind": "calibrate", "device": device, "threads": count, "sets": sets,
+            "peers": installed_peers() if device == "cpu" else [], "rounds": _ROUNDS, "seconds": _SECONDS,
+            "budget_s": _BUDGET_S,
         }  # fmt: skip
         found = _measured(identity, task, report or (lambda text: None))
-        found["capacities"] = {cache.name: cache.capacity(count) for cache in caches}
+        found["capacities"] = (
+            {cache.name: cache.capacity(count) for cache in caches} if device == "cpu"
+            else {level: 2 * total for level, total in found["sets"].items() if level != MEMORY}
+        )  # fmt: skip
         _keep(file, found)
     age = datetime.now(UTC) - datetime.fromisoformat(found["created_at"])
     attrs = {
-        "source": "measured", "threads": count, "created_at": found["created_at"],
-        "age_s": max(0.0, age.total_seconds()), "seconds": found["seconds"], "machine": identity,
-        "notes": list(found["notes"]), "working_sets": dict(found["sets"]),
+        "source": "measured", "device": device, "threads": count if device == "cpu" else None,
+        "created_at": found["created_at"], "age_s": max(0.0, age.total_seconds()), "seconds": found["seconds"],
+        "machine": identity, "notes": list(found["notes"]), "working_sets": dict(found["sets"]),
     }  # fmt: skip
     return peaks_from_samples(found["kernels"], {**found["capacities"], MEMORY: float("inf")}, attrs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlscope_lab.cli.options import AsJson, Threads
+from mlscope_lab.cli.options import AsJson, Device, Threads
 from mlscope_lab.cli.output import Column, command, console, emit_json, note, print_pairs, print_table
 from mlscope_lab.cli.text import binary_size
 
@@ -41,26 +41,28 @@ def _listed(peaks: xr.Dataset, dim: str, value: str, names: tuple[str, ...]) -> 
 def calibrate(
     *,
     threads: Threads = None,
+    device: Device = "cpu",
     again: Annotated[bool, typer.Option("--again", help="Measure, even if this machine has been calibrated.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the bandwidth of caches and memory, and the arithmetic by element type; kept for rooflines.
 
-    --json: {"source", "threads", "created_at", "age_s", "seconds", "disturbed", "notes", "machine", "working_sets",
-    "levels": [{"level", "capacity_bytes" (null for memory), "bandwidth", "bandwidth_low", "bandwidth_high" (bytes a
-    second), "triad", "bandwidth_kernel"}], "dtypes": [{"dtype", "throughput", "throughput_low", "throughput_high"
-    (operations a second), "throughput_kernel"}]}.
+    --json: {"source", "device", "threads", "created_at", "age_s", "seconds", "disturbed", "notes", "machine",
+    "working_sets", "levels": [{"level", "capacity_bytes" (null for memory), "bandwidth", "bandwidth_low",
+    "bandwidth_high" (bytes a second), "triad", "bandwidth_kernel"}], "dtypes": [{"dtype", "throughput",
+    "throughput_low", "throughput_high" (operations a second), "throughput_kernel"}]}.
     """
     from mlscope_lab.calibration.stored import calibrate as measure
 
-    peaks = measure(threads=threads, again=again, report=note)
+    peaks = measure(threads=threads, device=device, again=again, report=note)
     levels = _listed(peaks, "level", "bandwidth", ("capacity_bytes", "triad", "bandwidth_kernel"))
     dtypes = _listed(peaks, "dtype", "throughput", ("throughput_kernel",))
     if as_json:
         emit_json({**peaks.attrs, "levels": levels, "dtypes": dtypes})
         return
     out = console()
-    print_pairs(out, [("processor", peaks.attrs["machine"]["cpu"]), ("threads", peaks.attrs["threads"]),
+    processor = peaks.attrs["machine"].get("cpu") or device
+    print_pairs(out, [("processor", processor), ("threads", peaks.attrs["threads"]),
                       ("measured", f"{_age(peaks.attrs['age_s'])}, in {peaks.attrs['seconds']:.0f} s")])  # fmt: skip
     rows: list[tuple[str, ...]] = [
         (row["level"], "" if math.isinf(row["capacity_bytes"]) else binary_size(row["capacity_bytes"]),

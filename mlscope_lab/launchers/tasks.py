@@ -234,7 +234,7 @@ def _calibrate(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
     """Measure what this machine can do at most."""
     from mlscope_lab.calibration.measuring import measure_peaks
 
-    emit({"type": "peaks", "kernels": measure_peaks(task, lambda text: emit({"type": "note", "text": text}))})
+    emit({"type": "peaks", **measure_peaks(task, lambda text: emit({"type": "note", "text": text}))})
 
 
 _TASKS: dict[str, Callable[[Mapping[str, Any], Arrays, Emit], None]] = {

@@ -33,7 +33,7 @@ def peaks_of(levels: dict[str, tuple[float, float]], dtypes: dict[str, float], e
         for suffix, factor in (("", 1.0), ("_low", 1 - error), ("_high", 1 + error)):
             variables[name + suffix] = (dim, values * factor)
     coords = {"level": texts(levels), "dtype": texts(dtypes)}
-    return xr.Dataset(variables, coords=coords, attrs={"source": "measured", "threads": 2, **attrs})
+    return xr.Dataset(variables, coords=coords, attrs={"source": "measured", "device": "cpu", "threads": 2, **attrs})
 
 
 # a byte a nanosecond from memory, ten from the cache; a hundred operations a nanosecond

@@ -63,6 +63,21 @@ def test_frameworks_offer_products_by_type(peer):
     assert sample(kernels[0])[0] > 0
 
 
+def test_a_devices_kernels_are_those_of_pytorch():
+    pytest.importorskip("torch")
+    from mlscope_lab.calibration.accelerator import device_kernels, device_sets
+
+    # the processor stands in for the device: the same calls, nothing to wait for
+    assert set(device_sets("cpu")) == {"memory"}
+    kernels = list(device_kernels("cpu", {"L2": 120_000}, seconds=0.001, side=64))
+    assert [k.name for k in kernels[:4]] == ["pytorch add", "pytorch triad", "pytorch copy", "pytorch read"]
+    assert {"L2", "float64", "float32", "bfloat16", "float16"} <= {k.target for k in kernels}
+    for kernel in kernels:
+        rate, share = sample(kernel)
+        assert rate > 0
+        assert share == 1
+
+
 def test_threads_start_together_and_the_slowest_counts():
     seen = []
     meeting = threading.Barrier(3, timeout=30)

@@ -21,9 +21,11 @@ def test_memory_that_is_not_there_is_not_used():
 
 def test_rounds_visit_every_kernel_and_end_with_the_budget():
     notes: list[str] = []
-    task = {"threads": 1, "sets": {"L1": 16384, "memory": 5_000_000}, "peers": [], "rounds": 9, "seconds": 0.0005,
-            "budget_s": 0}  # fmt: skip
-    found = measure_peaks(task, notes.append)
+    task = {"device": "cpu", "threads": 1, "sets": {"L1": 16384, "memory": 5_000_000}, "peers": [], "rounds": 9,
+            "seconds": 0.0005, "budget_s": 0}  # fmt: skip
+    answer = measure_peaks(task, notes.append)
+    found = answer["kernels"]
+    assert answer["sets"] == task["sets"]
     assert {k["target"] for k in found} == {"L1", "memory", "float32", "float64"}
     assert all(len(k["rates"]) == len(k["shares"]) == 3 for k in found)
     assert notes == ["Round 1 of 9", "Round 2 of 9", "Round 3 of 9"]

@@ -10,7 +10,7 @@ import mlscope_lab as ml
 from mlscope_lab.calibration import stored
 from mlscope_lab.calibration.caches import CacheLevel
 from mlscope_lab.config import Settings
-from mlscope_lab.errors import RunError
+from mlscope_lab.errors import InputError, RunError
 
 
 @pytest.fixture
@@ -91,3 +91,10 @@ def test_a_measurement_that_cannot_be_made_says_why(settings, monkeypatch):
     with pytest.raises(RunError, match="could not be calibrated"):
         ml.calibrate(threads=1, settings=settings)
     assert not (settings.home / "calibration").exists()
+
+
+def test_a_device_that_is_not_there_is_refused(settings):
+    if stored.machine_identity(1, "cuda:0")["gpus"]:
+        pytest.skip("this machine has a device")
+    with pytest.raises(InputError, match="cuda:0"):
+        ml.calibrate(device="cuda:0", settings=settings)

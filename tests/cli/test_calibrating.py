@@ -10,8 +10,8 @@ from mlscope_lab.cli.calibrating import _age
 from mlscope_lab.config import load_settings
 from tests.cli.conftest import Workspace
 
-KEYS = {"source", "threads", "created_at", "age_s", "seconds", "disturbed", "notes", "machine", "working_sets",
-        "levels", "dtypes"}  # fmt: skip
+KEYS = {"source", "device", "threads", "created_at", "age_s", "seconds", "disturbed", "notes", "machine",
+        "working_sets", "levels", "dtypes"}  # fmt: skip
 
 
 @pytest.fixture
