@@ -123,6 +123,14 @@ def _identity(text: str) -> str:
     return text if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else json.dumps(text)
 
 
+def _kineto_device(text: str) -> str:
+    """Return the arguments by which PyTorch's profiler tells a device, "" for what is none of its devices."""
+    kind, _, number = text.partition(":")
+    known = {"cpu": 0, "cuda": 1}.get(kind)
+    place = int(number) if number.isdecimal() and len(number) < 6 else -1
+    return "" if known is None else f'"Device Type":{known},"Device Id":{place},'
+
+
 def _shapes(text: str) -> str:
     """Return the arguments by which Kineto tells inputs, for ``float[1,3];Scalar;float([2],[3])``."""
     dims, kinds = [], []
@@ -351,6 +359,9 @@ class _Trace:
 
     def _samples(self, group: str) -> None:
         devices = [*texts_of(self.run, group).get("device", []), ""]
+        kineto = [_kineto_device(text) if group == schema.MEMORY else "" for text in devices]
+        threads = self._threads_of_operators() if any(kineto) else np.zeros(0, dtype=np.int32)
+        places = self.threads(schema.OPERATORS)
         home = self._home(0)
         for columns in slices_of(self.run, group):
             times = _us(self.times(columns, "time_ns"))
@@ -358,34 +369,38 @@ class _Trace:
             for name, (title, unit) in _SAMPLED[group].items():
                 if name not in columns:
                     continue
-                tracks = [json.dumps(f"{title} {text}".strip()) for text in devices]
-                self._lines([
-                    f'{{"ph":"C","cat":"mlscope","name":{tracks[code]},"pid":{home},"tid":0,"ts":{ts},'
-                    f'"args":{{{value[:-1]}}}}}'
-                    for code, ts, value in zip(codes, times, _numbers(columns[name], unit), strict=True) if value
-                ])  # fmt: skip
-            if group == schema.MEMORY:
-                self._allocations(columns, devices, times)
+                heads = [
+                    f'"cat":"mlscope{"_memory" if known else ""}","name":{json.dumps(f"{title} {text}".strip())}'
+                    for text, known in zip(devices, kineto, strict=True)
+                ]
+                self._lines(
+                    [
+                        f'{{"ph":"C",{heads[code]},"pid":{home},"tid":0,"ts":{ts},"args":{{{value[:-1]}}}}}'
+                        for code, ts, value in zip(codes, times, _numbers(columns[name], unit), strict=True)
+                        if value
+                    ]
+                )
+            if any(kineto):
+                operators = columns.get("operator_index", np.full(len(times), -1, dtype=np.int32))
+                where = [places[code] for code in np.append(threads, np.int32(-1))[operators].tolist()]
+                self._allocations(columns, kineto, where, times)
 
-    def _allocations(self, columns: _Columns, devices: list[str], times: list[str]) -> None:
-        """Write memory events as PyTorch's profiler does, which has them on a thread."""
-        home = self._home(0)
-        where = []
-        for text in devices:
-            kind, _, number = text.partition(":")
-            known = {"cpu": 0, "cuda": 1}.get(kind)
-            place = int(number) if number.isdecimal() and len(number) < 6 else -1
-            where.append("" if known is None else f'"Device Type":{known},"Device Id":{place},')
+    def _threads_of_operators(self) -> npt.NDArray[np.int32]:
+        none = np.zeros(0, dtype=np.int32)
+        return np.concatenate([none, *(columns["thread_code"] for columns in slices_of(self.run, schema.OPERATORS))])
+
+    def _allocations(self, columns: _Columns, kineto: list[str], where: list[str], times: list[str]) -> None:
+        """Write memory events as PyTorch's profiler does, which has them on the thread that allocates."""
         arguments = [
             _numbers(columns[name], label, everything=name == "bytes")
             for name, label in (("bytes", "Bytes"), ("allocated_bytes", "Total Allocated"),
                                 ("reserved_bytes", "Total Reserved"), ("address", "Addr")) if name in columns
         ]  # fmt: skip
         self._lines([
-            f'{{"ph":"i","s":"t","cat":"cpu_instant_event","name":"[memory]","pid":{home},"tid":0,"ts":{ts},'
-            f'"args":{{{(where[code] + "".join(parts))[:-1]}}}}}'
-            for code, ts, *parts in zip(columns["device_code"].tolist(), times, *arguments, strict=True)
-            if where[code]
+            f'{{"ph":"i","s":"t","cat":"cpu_instant_event","name":"[memory]",{place},"ts":{ts},'
+            f'"args":{{{(kineto[code] + "".join(parts))[:-1]}}}}}'
+            for code, place, ts, *parts in zip(columns["device_code"].tolist(), where, times, *arguments, strict=True)
+            if kineto[code]
         ])  # fmt: skip
 
     def _tracks(self) -> None:

@@ -252,6 +252,8 @@ class Collector:
         kind = _PHASES.get(event.ph, "")
         if kind == "instants" and event.name == "[memory]":
             return "memory"
+        if kind == "series" and event.cat == "mlscope_memory":
+            return ""  # a trace that was exported here draws its memory events so, too
         if not event.ph:
             self.drop("have no phase")
         elif not kind:
