@@ -271,14 +271,23 @@ def allocations_of(results: Any) -> Allocations:
 
 
 def input_texts(results: Any, rows: npt.NDArray[np.intp]) -> tuple[str, ...]:
-    """Return the types and shapes of the inputs of host events, as ``float32[1,3];int64[1]``."""
+    """Return the types and shapes of the inputs of host events, as ``float32[1,3];list([2],[3])``."""
     events = results.events()
     return tuple(_input_text(events[row]) for row in rows.tolist())
 
 
 def _input_text(event: Any) -> str:
-    pairs = zip(event.shapes(), event.dtypes(), strict=False)
-    return ";".join(f"{_DTYPES[kind]}[{','.join(map(str, dims))}]" for dims, kind in pairs if kind in _DTYPES)
+    found = []
+    for dims, kind in zip(event.structured_input_shapes(), event.dtypes(), strict=False):
+        if kind in _DTYPES:
+            found.append(f"{_DTYPES[kind]}{_dims(dims)}")
+        elif kind == "TensorList":  # whose element types are not told
+            found.append(f"list({','.join(map(_dims, dims))})")
+    return ";".join(found)
+
+
+def _dims(lengths: Any) -> str:
+    return f"[{','.join(map(str, lengths))}]"
 
 
 _ROWS = ("name", "category", "start_ns", "duration_ns", "device", "thread", "correlation", "operator", "flow")

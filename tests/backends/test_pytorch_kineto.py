@@ -78,6 +78,8 @@ def test_shapes_of_inputs():
     by_name = dict(zip((found.names[code] for code in found.name), texts, strict=True))
     assert by_name["aten::matmul"] == "float32[4,4];float32[4,4]"
     assert by_name["aten::relu"] == "float32[8,4]"
+    assert by_name["aten::cat"] == "list([4,4],[4,4])"
+    assert by_name["a range"] == ""
 
 
 def test_allocations():
