@@ -38,12 +38,11 @@ def _load(path: Path, *, max_bytes: int, progress: Progress | None) -> xr.DataTr
     from mlscope_lab.trace.importers.chrome_columns import Collector
     from mlscope_lab.trace.importers.chrome_run import run_of
     from mlscope_lab.trace.importers.json_text import TraceText
-    from mlscope_lab.trace.importers.pieces import Pieces
+    from mlscope_lab.trace.importers.pieces import pieces_of
 
     collector = Collector(max_events=max(1000, max_bytes // _LEAST_BYTES))
-    with Pieces(path, max_bytes=max_bytes, progress=progress) as pieces:
-        text = TraceText(iter(pieces), str(path))
-        text.blocks(collector.take_text, collector.take_each)
+    text = TraceText(pieces_of(path, max_bytes=max_bytes, progress=progress), str(path))
+    text.blocks(collector.take_text, collector.take_each)
     return run_of(collector, path.name, text.beside, cut_short=text.cut_short)
 
 
