@@ -24,7 +24,7 @@ from mlscope_lab.trace.importers.chrome_events import (
 )
 from mlscope_lab.trace.importers.decimal_ns import to_ns
 
-__all__ = ["Codes", "Collector", "Table", "group_of"]
+__all__ = ["Codes", "Intake", "Table", "group_of"]
 
 _MAX_TEXT_BYTES = 128 << 20
 _MAX_TITLES = 10_000
@@ -123,7 +123,7 @@ class Table:
         return list(self._parts)
 
 
-class Collector:
+class Intake:
     """Takes events in and counts what cannot be taken.
 
     Parameters

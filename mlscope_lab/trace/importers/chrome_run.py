@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mlscope_lab.errors import InputError
 from mlscope_lab.trace.attribution import enclosing, iteration_at, launches, nest
-from mlscope_lab.trace.importers.chrome_columns import Collector, group_of
+from mlscope_lab.trace.importers.chrome_columns import Intake, group_of
 from mlscope_lab.trace.importers.chrome_layers import module_layers
 from mlscope_lab.trace.importers.chrome_pairs import flow_links, paired
 from mlscope_lab.trace.importers.chrome_tables import event_tables
@@ -33,13 +33,13 @@ _MAX_DEPTH = 20
 
 
 class _Assembly:
-    """The groups of the run while they are put together; columns leave the collector one by one."""
+    """The groups of the run while they are put together; columns leave the intake one by one."""
 
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-        self._names = list(collector.names)
-        self._categories = list(collector.categories)
-        self._opened, self.unfinished = paired(collector.tables["begins"])
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._names = list(intake.names)
+        self._categories = list(intake.categories)
+        self._opened, self.unfinished = paired(intake.tables["begins"])
         self.warnings: list[str] = []
         none = np.zeros(0, dtype=np.int64)
         self.steps: tuple[_INT, _INT] = (none, none)
@@ -50,7 +50,7 @@ class _Assembly:
 
     def groups(self) -> dict[str, _Columns]:
         """Return the columns of every group."""
-        collector = self._collector
+        intake = self._intake
         annotations, instants = self._whole("annotations"), self._whole("instants")
         annotations = {name: np.concatenate([values, instants[name]]) for name, values in annotations.items()}
         self._find_steps(annotations)
@@ -68,12 +68,12 @@ class _Assembly:
             columns["layer_index"] = np.append(operators["layer_index"], np.int32(-1))[columns["operator_index"]]
         found = {"operators": operators, "runtime": runtime, "kernels": kernels, "annotations": annotations,
                  "counters": self._whole("counters"), "series": self._whole("series"), "memory": memory}  # fmt: skip
-        found["links"], self.kinds, self.single_flows = flow_links(collector.tables["flows"], self._categories, found)
+        found["links"], self.kinds, self.single_flows = flow_links(intake.tables["flows"], self._categories, found)
         return found
 
     def _whole(self, kind: str) -> _Columns:
         """Return the columns of a table, with the pairs of begin and end that belong there behind."""
-        table = self._collector.tables[kind]
+        table = self._intake.tables[kind]
         columns = {name: table.take(name) for name in table.names()}
         for name, dtype in (("start_ns", np.int64), ("track", np.int32), ("name_code", np.int32),
                             ("category_code", np.int32)):  # fmt: skip
@@ -123,12 +123,12 @@ class _Assembly:
             )
 
 
-def run_of(collector: Collector, name: str, beside: Mapping[str, bytes], *, cut_short: bool = False) -> xr.DataTree:
+def run_of(intake: Intake, name: str, beside: Mapping[str, bytes], *, cut_short: bool = False) -> xr.DataTree:
     """Build the run.
 
     Parameters
     ----------
-    collector
+    intake
         With all events of the trace.
     name
         Of the file.
@@ -140,47 +140,49 @@ def run_of(collector: Collector, name: str, beside: Mapping[str, bytes], *, cut_
     from mlscope_lab.trace.build import build_imported
 
     if cut_short:
-        collector.drop("are cut off at the end of the file")
-    assembly = _Assembly(collector)
-    collector.drop("begin without an end, or end without a begin", assembly.unfinished)
+        intake.drop("are cut off at the end of the file")
+    assembly = _Assembly(intake)
+    intake.drop("begin without an end, or end without a begin", assembly.unfinished)
     groups = assembly.groups()
     timed = [columns for columns in groups.values() if len(columns.get("start_ns", ()))]
     if not timed:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in collector.dropped.items())
+        reasons = "; ".join(f"{count} {reason}" for reason, count in intake.dropped.items())
         raise InputError(f"{name} holds no events that could be imported ({reasons or 'no event has a time'})")
     anchor = min(int(columns["start_ns"].min()) for columns in timed)
     end = max(int((columns["start_ns"] + columns["duration_ns"]).max()) for columns in timed)
-    device = _device(groups["kernels"], groups["runtime"])
-    tables = event_tables(groups, assembly.kinds, collector)
+    device, counted = _device(groups["kernels"], groups["runtime"]), len(groups["counters"]["start_ns"])
+    tables = event_tables(groups, assembly.kinds, intake)
     header = {key: decoded(text) for key, text in beside.items()}
     base, version = header.get("baseTimeNanoseconds"), header.get("schemaVersion")
+    is_kineto = version is not None or "deviceProperties" in header
     attrs = {
         "model": name,
-        "backend": "kineto" if version is not None or "deviceProperties" in header else "chrome",
+        "backend": "kineto" if is_kineto else "chrome",
         "backend_version": None if version is None else str(version),
-        "device": device,
+        "device": device or ("cpu" if is_kineto else "unknown"),
         "clock_anchor_unix_ns": base if isinstance(base, int) and 0 <= base < 1 << 62 else 0,
         "environment": _environment(beside, header),
-        "warnings": [*assembly.warnings, *_warnings(collector, assembly.single_flows)],
+        "warnings": [*assembly.warnings, *_warnings(intake, assembly.single_flows)],
         "unavailable": _unavailable(set(tables), len(assembly.steps[0]), assembly.no_layers),
         "trace": {
-            "events": collector.events,
-            "dropped": dict(collector.dropped),
-            "left_out": dict(collector.left_out),
+            "events": intake.events,
+            "dropped": dict(intake.dropped),
+            "left_out": dict(intake.left_out),
             "single_flows": assembly.single_flows,
-            "rounded_times": collector.uncommon_times,
+            "rounded_times": intake.uncommon_times,
         },
     }
-    level = "hardware" if "counters" in tables else "kernel" if "kernels" in tables else "operator"
+    level = "hardware" if counted else "kernel" if "kernels" in tables else "operator"
     return build_imported(
         attrs=attrs, events=tables, layers=assembly.layers, anchor_ns=anchor, wall_ns=end - anchor, level=level,
-        dropped_events=sum(collector.dropped.values()), iterations=len(assembly.steps[0]),
+        dropped_events=sum(intake.dropped.values()), iterations=len(assembly.steps[0]),
     )  # fmt: skip
 
 
 def _device(kernels: _Columns, runtime: _Columns) -> str:
+    """Return the device, "" where nothing is said to run on one."""
     if not len(kernels["start_ns"]) and not len(runtime["start_ns"]):
-        return "cpu"
+        return ""
     devices = np.unique(kernels["device"]) if "device" in kernels else np.zeros(0, dtype=np.int64)
     return f"cuda:{int(devices[0])}" if len(devices) == 1 and devices[0] >= 0 else "cuda"
 
@@ -200,14 +202,14 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _warnings(collector: Collector, single_flows: int) -> list[str]:
-    found = [f"{count} events {reason} and are left out" for reason, count in collector.dropped.items()]
-    if collector.left_out:
-        kinds = ", ".join(f"{count} of phase {phase!r}" for phase, count in collector.left_out.items())
+def _warnings(intake: Intake, single_flows: int) -> list[str]:
+    found = [f"{count} events {reason} and are left out" for reason, count in intake.dropped.items()]
+    if intake.left_out:
+        kinds = ", ".join(f"{count} of phase {phase!r}" for phase, count in intake.left_out.items())
         found.append(f"A run has no place for some of the trace's events: {kinds}")
-    if collector.uncommon_times:
+    if intake.uncommon_times:
         found.append(
-            f"{collector.uncommon_times} times are quoted, have an exponent or more than three decimals; what is finer "
+            f"{intake.uncommon_times} times are quoted, have an exponent or more than three decimals; what is finer "
             "than a nanosecond is rounded half to even"
         )
     return found

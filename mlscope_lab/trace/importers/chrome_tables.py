@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.trace import schema
-from mlscope_lab.trace.importers.chrome_columns import Collector
+from mlscope_lab.trace.importers.chrome_columns import Intake
 from mlscope_lab.trace.importers.chrome_texts import counter_names, shape_text
 from mlscope_lab.trace.records import EventTable
 
@@ -19,7 +19,7 @@ _Columns = dict[str, npt.NDArray[Any]]
 _MAX_CELLS = 1 << 24
 
 
-def event_tables(groups: dict[str, _Columns], kinds: tuple[str, ...], collector: Collector) -> dict[str, EventTable]:
+def event_tables(groups: dict[str, _Columns], kinds: tuple[str, ...], intake: Intake) -> dict[str, EventTable]:
     """Return the groups that have rows.
 
     Parameters
@@ -28,15 +28,15 @@ def event_tables(groups: dict[str, _Columns], kinds: tuple[str, ...], collector:
         Columns by group, "series" for counters that are samples; taken out one by one, so that memory is freed.
     kinds
         Texts of the links' ``kind_code``.
-    collector
+    intake
         Where the codes and counters come from.
     """
-    tracks = list(collector.tracks)
+    tracks = list(intake.tracks)
     threads = [f"{process}/{thread}" for process, thread in tracks]
     texts: dict[str, Sequence[str]] = {
-        "name": list(collector.names), "category": list(collector.categories), "thread": threads, "kind": kinds,
+        "name": list(intake.names), "category": list(intake.categories), "thread": threads, "kind": kinds,
     }  # fmt: skip
-    counters = _counters(groups.pop("counters"), groups.pop("series"), collector)
+    counters = _counters(groups.pop("counters"), groups.pop("series"), intake)
     found: dict[str, EventTable] = {}
     for group in ("operators", "runtime", "kernels", "annotations", "links", "memory"):
         columns = groups.pop(group)
@@ -51,13 +51,13 @@ def event_tables(groups: dict[str, _Columns], kinds: tuple[str, ...], collector:
             columns["thread_code"] = track
         if group == "operators" and "shapes_code" in columns:
             if (columns["shapes_code"] >= 0).any():
-                texts["shapes"] = [shape_text(*pair) for pair in collector.shapes]
+                texts["shapes"] = [shape_text(*pair) for pair in intake.shapes]
             else:
                 del columns["shapes_code"]
         for name in schema.OPTIONAL[group]:
             if name in columns and not _tells(columns[name]):
                 del columns[name]
-        found[group] = _table(columns, texts, _thread_names(collector, threads) if "thread_code" in columns else {})
+        found[group] = _table(columns, texts, _thread_names(intake, threads) if "thread_code" in columns else {})
     if counters is not None:
         columns, attrs = counters
         found[schema.COUNTERS] = _table(columns, texts, {}, attrs)
@@ -116,11 +116,11 @@ def _memory(columns: _Columns, texts: dict[str, Sequence[str]]) -> _Columns:
     return found | {name: columns[name] for name in kept if name in columns}
 
 
-def _thread_names(collector: Collector, threads: Sequence[str]) -> dict[str, Any]:
+def _thread_names(intake: Intake, threads: Sequence[str]) -> dict[str, Any]:
     """Return what the trace calls its processes and threads."""
     known = set(threads)
     found: dict[str, dict[str, str]] = {"thread_names": {}, "process_names": {}}
-    for process, thread, title in collector.titles:
+    for process, thread, title in intake.titles:
         if thread is None:
             found["process_names"][str(process)] = title
         elif f"{process}/{thread}" in known:
@@ -128,9 +128,7 @@ def _thread_names(collector: Collector, threads: Sequence[str]) -> dict[str, Any
     return {key: value for key, value in found.items() if value}
 
 
-def _counters(
-    ranges: _Columns, series: _Columns, collector: Collector
-) -> tuple[_Columns, dict[str, dict[str, str]]] | None:
+def _counters(ranges: _Columns, series: _Columns, intake: Intake) -> tuple[_Columns, dict[str, dict[str, str]]] | None:
     """Return counters measured over ranges and sampled ones, a variable for each argument."""
     count, samples = len(ranges["start_ns"]), len(series["start_ns"])
     if not count + samples:
@@ -140,16 +138,16 @@ def _counters(
         "duration_ns": np.concatenate([ranges["duration_ns"], np.zeros(samples, dtype=np.int64)]),
         **{name: np.concatenate([ranges[name], series[name]]) for name in ("name_code", "category_code")},
     }
-    wanted = {**dict.fromkeys(collector.cells["counters"]), **dict.fromkeys(collector.cells["series"])}
+    wanted = {**dict.fromkeys(intake.cells["counters"]), **dict.fromkeys(intake.cells["series"])}
     names = counter_names(wanted)
     attrs: dict[str, dict[str, str]] = {}
     for name in wanted:
         if (len(attrs) + 1) * (count + samples) > _MAX_CELLS and attrs:
-            collector.drop("hold counters beyond what a run keeps", len(wanted) - len(attrs))
+            intake.drop("hold counters beyond what a run keeps", len(wanted) - len(attrs))
             break
         values = np.full(count + samples, np.nan)
         for kind, offset in (("counters", 0), ("series", count)):
-            rows, cells = collector.cells[kind].pop(name, ((), ()))
+            rows, cells = intake.cells[kind].pop(name, ((), ()))
             values[np.array(rows, dtype=np.int64) + offset] = np.array(cells, dtype=np.float64)
         columns[names[name]] = values
         attrs[names[name]] = {"long_name": name, "units": "1"}

@@ -35,15 +35,15 @@ def _is_kineto(head: Head) -> bool:
 
 
 def _load(path: Path, *, max_bytes: int, progress: Progress | None) -> xr.DataTree:
-    from mlscope_lab.trace.importers.chrome_columns import Collector
+    from mlscope_lab.trace.importers.chrome_columns import Intake
     from mlscope_lab.trace.importers.chrome_run import run_of
     from mlscope_lab.trace.importers.json_text import TraceText
     from mlscope_lab.trace.importers.pieces import pieces_of
 
-    collector = Collector(max_events=max(1000, max_bytes // _LEAST_BYTES))
+    intake = Intake(max_events=max(1000, max_bytes // _LEAST_BYTES))
     text = TraceText(pieces_of(path, max_bytes=max_bytes, progress=progress), str(path))
-    text.blocks(collector.take_text, collector.take_each)
-    return run_of(collector, path.name, text.beside, cut_short=text.cut_short)
+    text.blocks(intake.take_text, intake.take_each)
+    return run_of(intake, path.name, text.beside, cut_short=text.cut_short)
 
 
 KINETO = Importer(title="a trace of PyTorch's profiler (Kineto)", recognises=_is_kineto, load=_load)

@@ -142,6 +142,7 @@ def test_counters_and_memory(tmp_path):
     assert second["busy_s"] == 3.0
     assert np.isnan(second["start_ns counter"])
     assert run["counters"]["busy_s"].attrs["long_name"] == "busy/s"
+    assert (run.attrs["level"], run.attrs["device"]) == ("operator", "unknown")
     freed, allocated = rows(run, "memory")
     assert (freed["bytes"], freed["allocated_bytes"], freed["address"], freed["device"]) == (
         -512,
