@@ -29,6 +29,7 @@ from mlscope_lab.trace.exporters.timeline import (
     lanes,
     layer_names,
     opened_and_closed,
+    pass_slices,
     passes_of,
     slices_of,
     texts_of,
@@ -221,34 +222,23 @@ class _Trace:
 
     def _pass(self, span: PassSpan) -> None:
         """Write a pass, its iterations and layers as slices that do not belong to a thread."""
-        spans = [(span.start_ns - self.base, span.wall_ns, json.dumps(f"{span.level} pass {span.index}"), "")]
-        if schema.LAYERS in self.run.children:
-            data = self.run[schema.LAYERS].dataset
-            types = _quoted(str(text) for text in data["type"].values)
-            offset = int(self.offsets[span.index])
-            for number, row in enumerate(np.flatnonzero(data["pass_index"].values == span.index).tolist()):
-                begin, length = int(data["iteration_start_ns"].values[row]), int(data["pass_duration_ns"].values[row])
-                spans.append((begin + offset, length, f'"iteration {number}"', ""))
-                start, duration = data["start_ns"][row].values, data["duration_ns"][row].values
-                ran = np.flatnonzero(start >= 0)
-                spans += [
-                    (begin + offset, length, self.layers[layer], f'"type":{types[layer]}')
-                    for layer, begin, length in zip(
-                        ran.tolist(), start[ran].tolist(), duration[ran].tolist(), strict=True
-                    )
-                ]
-        start = np.array([begin for begin, *_ in spans], dtype=np.int64)
-        end = start + np.array([length for _, length, *_ in spans], dtype=np.int64)
-        lane, pid = lanes(start, end), self._home(span.process)
+        slices = pass_slices(self.run, span)
+        start = slices.start + int(self.offsets[span.index])
+        end = start + slices.duration
+        lane, pid, named = lanes(start, end), self._home(span.process), _quoted(slices.names)
+        told = [f',"args":{{"type":{json.dumps(text)}}}' if text else "" for text in slices.types]
         for number in range(int(lane.max()) + 1):
             here = np.flatnonzero(lane == number)
+            names = slices.name[here].tolist()
             common = f'"cat":"mlscope","id":"{span.index}.{number}","pid":{pid},"tid":0'
-            lines = []
+            lines: list[str] = []
             for row, at in opened_and_closed(start[here], end[here]):
-                _, _, name, arguments = spans[here[row if row >= 0 else ~row]]
-                phase = "b" if row >= 0 else "e"
-                told = f',"args":{{{arguments}}}' if row >= 0 else ""
-                lines.append(f'{{"ph":"{phase}","name":{name},{common},"ts":{_us_of(at)}{told}}}')
+                name = names[row if row >= 0 else ~row]
+                head = f'{{"ph":"{"b" if row >= 0 else "e"}","name":{named[name]},{common},"ts":{_us_of(at)}'
+                lines.append(f"{head}{told[name] if row >= 0 else ''}}}")
+                if len(lines) >= 20_000:
+                    self._lines(lines)
+                    lines = []
             self._lines(lines)
 
     def _spans(self, group: str) -> None:

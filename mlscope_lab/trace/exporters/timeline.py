@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PassSpan",
+    "Slices",
     "lanes",
     "layer_names",
     "opened_and_closed",
+    "pass_slices",
     "passes_of",
     "slices_of",
     "texts_of",
@@ -84,6 +86,57 @@ def passes_of(run: xr.DataTree) -> list[PassSpan]:
         PassSpan(index=index, level=level, process=process, start_ns=origin + anchor, wall_ns=max(wall, 0))
         for index, (level, process, anchor, wall) in enumerate(zip(*columns, strict=True))
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """A pass, its iterations and layers: ``start`` (since the start of the pass), ``duration`` and ``name`` of each.
+
+    ``name`` numbers `names`, whose types are in `types`, "" for what is no layer.
+    """
+
+    start: npt.NDArray[np.int64]
+    duration: npt.NDArray[np.int64]
+    name: npt.NDArray[np.int64]
+    names: list[str]
+    types: list[str]
+
+
+def pass_slices(run: xr.DataTree, span: PassSpan) -> Slices:
+    """Return what a pass consists of, the pass itself first."""
+    names, types = [f"{span.level} pass {span.index}"], [""]
+    parts = [(np.zeros(1, dtype=np.int64), np.array([span.wall_ns]), np.zeros(1, dtype=np.int64))]
+
+    def add(start: npt.NDArray[Any], duration: npt.NDArray[Any], name: npt.NDArray[Any]) -> None:
+        parts.append((start.reshape(-1), duration.reshape(-1), name.reshape(-1)))
+
+    if schema.LAYERS in run.children:
+        data = run[schema.LAYERS].dataset
+        rows = np.flatnonzero(data["pass_index"].values == span.index)
+        if len(rows):
+            labels = layer_names(run)
+            start, duration = data["start_ns"].values[rows], data["duration_ns"].values[rows]
+            ran = start >= 0
+            add(start[ran], duration[ran], len(names) + np.nonzero(ran)[1])
+            names += labels
+            types += [str(text) for text in data["type"].values]
+            begin, length = data["iteration_start_ns"].values[rows], data["pass_duration_ns"].values[rows]
+            add(begin, length, len(names) + np.arange(len(rows)))
+            names += [f"iteration {number}" for number in range(len(rows))]
+    if schema.LATENCY in run.children:
+        data = run[schema.LATENCY].dataset
+        rows = np.flatnonzero(data["pass_index"].values == span.index)
+        start = data["start_ns"].values[rows]
+        steps = [data[name].values[rows] for name in ("preprocess_ns", "predict_ns", "postprocess_ns")]
+        add(start, np.sum(steps, axis=0), len(names) + np.arange(len(rows)))
+        names += [f"iteration {number}" for number in range(len(rows))]
+        for step, duration in zip(("preprocess", "predict", "postprocess"), steps, strict=True):
+            add(start, duration, np.full(len(rows), len(names)))
+            names.append(step)
+            start = start + duration
+    types += [""] * (len(names) - len(types))
+    start, duration, name = (np.concatenate([part[i] for part in parts]).astype(np.int64) for i in range(3))
+    return Slices(start=start, duration=duration, name=name, names=names, types=types)
 
 
 def slices_of(run: xr.DataTree, group: str) -> Iterator[dict[str, npt.NDArray[Any]]]:

@@ -158,6 +158,7 @@ def test_layers_are_slices_of_their_pass_that_nest(run, tmp_path):
     assert not any(stacks.values())
     assert most == 4
     assert ["layer pass 1", "iteration 0", "block0", "block0.layer1"] in opened
+    assert ["model pass 0", "iteration 19", "predict"] in opened
 
 
 NASTY = ['say "hi"\n', "</script><script>alert(1)</script>", "back\\slash", "\x00\x1f\u2028", "été 🐈", ""]
