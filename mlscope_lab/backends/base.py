@@ -410,6 +410,17 @@ class Backend(ABC):
             return None
         return self.level_reasons.get(level, f"{self.title} records nothing at this level")
 
+    def prepare_process(self, levels: Sequence[str], device: str) -> None:  # noqa: B027 - optional
+        """Do what a process must have done before anything touches the device; called before its first session.
+
+        Parameters
+        ----------
+        levels
+            Those of the passes to come.
+        device
+            Where they run.
+        """
+
     def accepts(self, obj: object) -> bool:
         """Tell whether `obj` is a live object of this framework, importing nothing."""
         return False

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions, TensorSpec
-from mlscope_lab.backends.pytorch_kineto import profiler_reason
+from mlscope_lab.backends.pytorch_kineto import profiler_reason, watch_contexts
 from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
 from mlscope_lab.backends.pytorch_profile import ProfileTracer
@@ -47,6 +47,12 @@ class PyTorchBackend(Backend):
         if level == "hardware" and not device.startswith("cuda"):
             return _NO_COUNTERS
         return super().level_reason(level, device)
+
+    def prepare_process(self, levels: Sequence[str], device: str) -> None:
+        """Let CUPTI see the first CUDA context, without which it measures no counters."""
+        if "hardware" in levels and device.startswith("cuda"):
+            self.require()
+            watch_contexts()
 
     def capabilities(self) -> Capabilities:
         """Tell what can be opened and recorded here; imports torch."""

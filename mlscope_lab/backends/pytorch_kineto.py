@@ -27,8 +27,10 @@ __all__ = [
     "TraceColumns",
     "allocations_of",
     "columns_of",
+    "device_columns",
     "input_texts",
     "profiler_reason",
+    "watch_contexts",
 ]
 
 _INT = npt.NDArray[np.int64]
@@ -132,6 +134,17 @@ def profiler_reason() -> str | None:
     if all(hasattr(cls, method) for cls, method in needed):
         return None
     return f"the profiler of PyTorch {torch.__version__} does not tell enough of its events; 2.13 does"
+
+
+def watch_contexts() -> None:
+    """Start and stop the profiler before there is a CUDA context: counters are only measured in contexts seen to begin.
+
+    Does nothing where there is no device, or a context already.
+    """
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():
+        Profiler(cuda=True).stop()
 
 
 class Profiler:

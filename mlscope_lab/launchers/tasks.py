@@ -161,10 +161,13 @@ def _check_batch(feeds: Arrays, session: Session, batch_size: int) -> None:
 
 def _measure(task: Mapping[str, Any], arrays: Arrays, emit: Emit) -> None:
     recipe, feeding = Recipe.from_json(task["recipe"]), _feeding(task, arrays)
+    plans = [PassPlan(**plan) for plan in task["plans"]]
+    device = options_from_json(task["options"]).device
+    load_backend(task["backend"]).prepare_process([plan.opened_at for plan in plans], device)
     measure(
         _opener(task),
         lambda session: Workload(prepare=feeding(session), finish=lambda outputs: answers(recipe, outputs)),
-        [PassPlan(**plan) for plan in task["plans"]],
+        plans,
         process=task["process"],
         emit=emit,
     )

@@ -328,6 +328,8 @@ def test_hardware_counters_need_a_device():
     assert "counts nothing on a CPU" in backend.level_reason("hardware", "cpu")
     assert backend.level_reason("hardware", "cuda:0") is None
     assert backend.level_reason("kernel", "cpu") is None
+    backend.prepare_process(("model", "hardware"), "cuda:0")  # where there is no device there is nothing to prepare
+    assert not torch.autograd._profiler_enabled()
     found = backend.capabilities()
     assert found.levels[:4] == ("model", "layer", "operator", "kernel")
     assert ("hardware" in found.levels) == (len(found.devices) > 1)

@@ -7,8 +7,8 @@ Where there is no device it says so, and runs the same attribution on recorded t
 from __future__ import annotations
 
 import sys
-
-import numpy as np
+import tempfile
+from pathlib import Path
 
 from mlscope_lab.backends.pytorch_events import event_tables
 from tests.gpu.figures import figures_of
@@ -18,6 +18,24 @@ NO_DEVICE = """There is no CUDA device here: {reason}. Nothing was measured, and
 the same attribution on recorded traces, with a layer for each outermost operator."""
 RECORDED = ("ns_resolution_rank0.pt.trace.json.gz", "two_ranks_rank0.json.gz", "two_ranks_rank1.json.gz",
             "cupti_counters.pt.trace.json.gz")  # fmt: skip
+
+
+MANIFEST = """
+kind: model
+name: efficientnet-lite0-random
+version: 1.0.0
+task: image-classification
+license: Apache-2.0
+inputs:
+  - {name: x, dtype: float32, shape: [batch, 3, SIZE, SIZE]}
+outputs:
+  - {name: logits, dtype: float32, shape: [batch, 1000]}
+sources:
+  - format: torch_state_dict
+    location: {from: file, path: weights.pth}
+    architecture: efficientnet_lite
+    parameters: {variant: lite0}
+"""
 
 
 def recorded_figures() -> None:
@@ -49,6 +67,27 @@ def device_reason() -> str | None:
     return "PyTorch sees none" if built else f"PyTorch {torch.__version__} is built without CUDA"
 
 
+def run_on(device: str, *, iterations: int, warmup: int, batch_size: int, size: int = 224):
+    """Return the run of EfficientNet-Lite0 with random weights at every level, in a process of its own.
+
+    That process has no CUDA context yet when the counters are prepared, and the model comes from files as any other.
+    """
+    import torch
+
+    import mlscope_lab as ml
+    from mlscope_lab.architectures.efficientnet_lite import build
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(build().state_dict(), Path(folder) / "weights.pth")
+        manifest = Path(folder) / "model.yaml"
+        manifest.write_text(MANIFEST.replace("SIZE", str(size)), encoding="utf-8")
+        return ml.profile(
+            str(manifest), backend="pytorch", batch_size=batch_size, level="full", device=device, on="subprocess",
+            iterations=iterations, warmup=warmup,
+        )  # fmt: skip
+
+
 def main() -> int:
     """Print the figures; 0 if there is no device or all were kept, 1 if one was missed."""
     if (reason := device_reason()) is not None:
@@ -57,16 +96,8 @@ def main() -> int:
         return 0
     import torch
 
-    import mlscope_lab as ml
-    from mlscope_lab.architectures.efficientnet_lite import build
-
-    print(f"{torch.cuda.get_device_name(0)}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
-    torch.manual_seed(0)
-    example = {"x": np.random.default_rng(0).random((8, 3, 224, 224), dtype=np.float32)}
-    run = ml.profile(
-        build().eval().to("cuda:0"), example, level="full", device="cuda:0", on="inline", iterations=50, warmup=10
-    )
-    figures = figures_of(run)
+    print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices")
+    figures = figures_of(run_on("cuda:0", iterations=50, warmup=10, batch_size=8))
     for figure in figures:
         print(f"{figure.what:45} {figure.found:60} {({True: 'yes', False: 'NO', None: ''})[figure.kept]}")
     return int(any(figure.kept is False for figure in figures))

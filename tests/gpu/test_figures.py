@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlscope_lab.testing import synthetic_run
+from tests.gpu.__main__ import run_on
 from tests.gpu.figures import figures_of
 
 
@@ -34,6 +36,18 @@ def test_kernels_without_layers_are_a_miss():
 
 def test_a_run_with_nothing():
     assert set(kept(synthetic_run()).values()) == {False}
+
+
+def test_what_is_run_runs_without_a_device_too():
+    pytest.importorskip("torch", reason="needs PyTorch")
+    run = run_on("cpu", iterations=3, warmup=1, batch_size=2, size=64)
+    assert run["passes"]["level"].values.tolist() == ["model", "layer", "operator", "kernel", "hardware"]
+    assert run.attrs["execution_mode"] == "eager"
+    operators = run["operators"].to_dataset()
+    names = run["layers"]["name"].values
+    assert "_blocks.0._depthwise_conv" in {names[i] for i in np.unique(operators["layer_index"].values) if i >= 0}
+    assert "counts nothing on a CPU" in run.attrs["unavailable"]["hardware (framework)"]
+    assert kept(run)["kernels"] is False
 
 
 def test_without_a_device_it_says_so():
