@@ -12,7 +12,8 @@ __all__ = ["LIMIT_NS", "to_ns"]
 
 LIMIT_NS = 1 << 62
 """Times further than 146 years from zero are no times; sums of two that are nearer fit into 64 bits."""
-_CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)
+_MAX_DIGITS = 200
+_CONTEXT = Context(prec=2 * _MAX_DIGITS, rounding=ROUND_HALF_EVEN)
 _DIGITS = b"0123456789"
 _NEWLINE, _DOT, _NINE = b"\n.9"
 
@@ -85,9 +86,9 @@ def _exact(text: bytes) -> tuple[int | None, bool]:
     odd = bare.startswith(b'"') or b"e" in bare.lower() or len(bare.partition(b".")[2]) > 3
     try:
         number = Decimal(bare.strip(b'"').decode("ascii").strip())
-        if not number.is_finite() or number.adjusted() > 20 or len(bare) > 200:
+        if not number.is_finite() or number.adjusted() > 20 or len(bare) > _MAX_DIGITS:
             return None, False
-        value: Any = int((number * 1000).quantize(Decimal(1), context=_CONTEXT))
+        value: Any = int(number.scaleb(3, _CONTEXT).quantize(Decimal(1), context=_CONTEXT))
     except (InvalidOperation, ValueError, UnicodeDecodeError):
         return None, False
     return (value, odd) if abs(value) < LIMIT_NS else (None, False)

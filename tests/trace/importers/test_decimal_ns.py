@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlscope_lab.trace.importers.decimal_ns import LIMIT_NS, to_ns
 
 WHOLE = st.integers(0, 4 * 10**15).map(str)
-DECIMALS = st.text("0123456789", min_size=0, max_size=7)
+DECIMALS = st.text("0123456789", max_size=7) | st.sampled_from(["0005" + "0" * 40 + "1", "0015", "0014" + "9" * 40])
 
 
 @st.composite
@@ -67,4 +67,5 @@ def test_what_is_no_time_is_said(text):
 
 def test_half_goes_to_even():
     assert converted(["0.0005", "0.0015", "0.0025", "0.00251"])[0].tolist() == [0, 2, 2, 3]
+    assert converted(["0.0005" + "0" * 60 + "1", "1e-999999999", "-0.0005"])[0].tolist() == [1, 0, 0]
     assert converted([])[0].tolist() == []
