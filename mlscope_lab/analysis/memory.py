@@ -12,6 +12,7 @@ from mlscope_lab.analysis.layers import layer_data
 from mlscope_lab.analysis.tables import NO_LAYER, run_attrs, table, texts
 from mlscope_lab.analysis.work import Rows, events_of, iterations_of, own_parents
 from mlscope_lab.trace import schema
+from mlscope_lab.trace.events import attrs_of_pass
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,6 +27,11 @@ def _of_memory(rows: Rows, layers: int) -> npt.NDArray[np.float64] | None:
     known[device[layer >= 0]] = True
     counts = known[device] & (size > 0)
     return _median_by_layer(rows, layer, np.where(counts, size, 0), layers) if known.any() else None
+
+
+def _incomplete(rows: Rows) -> bool:
+    """Tell whether a source says that it does not see every allocation; operators know better then."""
+    return any("incomplete" in attrs_of_pass(rows.data, int(i)) for i in np.unique(rows.column("pass_index")))
 
 
 def _of_operators(rows: Rows, layers: int) -> npt.NDArray[np.float64] | None:
@@ -71,7 +77,7 @@ def allocated_by_layer(run: xr.DataTree) -> tuple[npt.NDArray[np.float64] | None
     """
     layers = int(run.children[schema.LAYERS].dataset.sizes["layer"]) if schema.LAYERS in run.children else 0
     rows = events_of(run, schema.MEMORY)
-    if rows is not None and (found := _of_memory(rows, layers)) is not None:
+    if rows is not None and not _incomplete(rows) and (found := _of_memory(rows, layers)) is not None:
         return found, f"allocations in /memory ({rows.level} pass)"
     rows = events_of(run, schema.OPERATORS)
     if rows is not None and (found := _of_operators(rows, layers)) is not None:

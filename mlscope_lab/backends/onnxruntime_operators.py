@@ -23,12 +23,16 @@ from mlscope_lab.trace.records import EventTable, LayerTable
 __all__ = ["Event", "NodeEvent", "RunEvents", "fusion_of"]
 
 _FIELD = re.compile(
-    r'"(provider|output_size|activation_size|parameter_size|mem_in_use_delta|mem_bytes_in_use|mem_arena_held|'
-    r'input_type_shape)" ?: ?(?:"([^"]*)"|(\[(?:\{[^{}]{0,2000}\},? ?){0,999}\]))'
+    r'"(provider|output_size|activation_size|parameter_size|mem_in_use_delta|mem_requested_in_use_delta|mem_bytes_in_use|'
+    r'mem_arena_held|input_type_shape)" ?: ?(?:"([^"]*)"|(\[(?:\{[^{}]{0,2000}\},? ?){0,999}\]))'
 )
 _THREAD = re.compile(r'"pid" ?: ?(-?\d{1,18}), ?"tid" ?: ?(-?\d{1,18})')
 _SMALL = re.compile(r"-?\d{1,18}")
 _UNKNOWN = -1
+_PLANNED = (
+    "ONNX Runtime plans a run's memory ahead once it has seen one of its shapes: nodes take from one block, and their "
+    "own allocations do not show"
+)
 _LISTED = 1000
 """Names of nodes in an attribute of the group; their number is beside them."""
 
@@ -69,17 +73,46 @@ class _Codes:
         return tuple(self.codes)
 
 
+_Asked = tuple[str, str, str, int]
+
+
+def _facts_of(node: NodeEvent) -> dict[str, str]:
+    return {name: text or nested for name, text, nested in _FIELD.findall(node.line)}
+
+
+def _asks(nodes: Sequence[NodeEvent]) -> tuple[list[dict[str, str]], list[_Asked], list[int]]:
+    """Return for each node its facts, what identifies it in a run of these shapes, and the bytes it asked for."""
+    facts = [_facts_of(node) for node in nodes]
+    seen: dict[tuple[str, str, str], int] = {}
+    keys, sizes = [], []
+    for node, told in zip(nodes, facts, strict=True):
+        key = (node.name, node.op, told.get("input_type_shape", ""))
+        seen[key] = seen.get(key, -1) + 1
+        keys.append((*key, seen[key]))
+        size = told.get("mem_requested_in_use_delta", told.get("mem_in_use_delta", ""))
+        sizes.append(int(size) if _SMALL.fullmatch(size) else _UNKNOWN)
+    return facts, keys, sizes
+
+
 class RunEvents:
     """The operators, annotations and arena samples of the traced runs, one run after another.
+
+    Once ONNX Runtime has seen a run of some shapes, it plans the memory of the next ahead: nodes take from one block,
+    and the arena does not change. What a node asks for is then told by the session's first run alone.
 
     Parameters
     ----------
     start_ns
         Start of the profile on `time.perf_counter_ns`.
+    first
+        The nodes of the session's first run, if known.
     """
 
-    def __init__(self, start_ns: int) -> None:
+    def __init__(self, start_ns: int, first: Sequence[NodeEvent] = ()) -> None:
         self._start_ns = start_ns
+        _, keys, sizes = _asks(first)
+        self._asked = dict(zip(keys, sizes, strict=True)) if any(sizes) else {}
+        self._planned = False
         self._operators: list[tuple[int, ...]] = []
         self._annotations: list[tuple[int, ...]] = []
         self._memory: list[tuple[int, ...]] = []
@@ -102,35 +135,58 @@ class RunEvents:
         self._iterations += 1
         order = sorted(range(len(nodes)), key=lambda k: (nodes[k].start, -nodes[k].duration, -k))
         place = {k: len(self._operators) + i for i, k in enumerate(order)} | {-1: -1}
-        containers = {node.parent for node in nodes}
-        held = _UNKNOWN
+        told, keys, asked = _asks(nodes)
+        first = [self._asked.get(key, _UNKNOWN) if size == 0 else size for key, size in zip(keys, asked, strict=True)]
+        planned = any(before > now for before, now in zip(first, asked, strict=True))
+        self._planned |= planned
         for k in order:
-            node = nodes[k]
-            facts = {name: text or nested for name, text, nested in _FIELD.findall(node.line)}
-            provider = facts.get("provider", "")
-            taken, after = _number(facts, "mem_in_use_delta", _UNKNOWN), _number(facts, "mem_bytes_in_use", _UNKNOWN)
-            told = after >= 0 and "mem_in_use_delta" in facts
+            node, facts = nodes[k], told[k]
+            provider = facts.get("provider") or "unknown"
+            size = first[k] if planned else asked[k]
             self._operators.append((
-                iteration, self._names.of(plain_name(node.name)), self._providers.of(provider or "unknown"),
+                iteration, self._names.of(plain_name(node.name)), self._providers.of(provider),
                 self._ops.of(node.op or "unknown"), self._thread(node.line), node.start, node.duration,
                 place[node.parent], node.layer, self._shape(facts.get("input_type_shape", "")),
-                _number(facts, "output_size", _UNKNOWN), max(taken, _UNKNOWN) if told else _UNKNOWN,
-                _number(facts, "activation_size", _UNKNOWN), _number(facts, "parameter_size", _UNKNOWN),
+                _number(facts, "output_size"), max(size, _UNKNOWN),
+                _number(facts, "activation_size"), _number(facts, "parameter_size"),
             ))  # fmt: skip
-            if told and k not in containers:
-                arena = self._of.of(f"host ({provider} arena)" if provider == "CPUExecutionProvider" else provider)
-                reserved = _number(facts, "mem_arena_held", _UNKNOWN)
-                before = after - taken
-                if held not in {_UNKNOWN, before}:  # given back between the two
-                    self._memory.append((iteration, arena, node.start, before - held, before, -1, -1, reserved))
-                held = after
-                self._memory.append((
-                    iteration, arena, node.start + node.duration, taken, after, node.layer, place[k], reserved,
-                ))  # fmt: skip
+        self._sample(iteration, nodes, order, told, place, planned)
         for event in sorted(others, key=lambda event: (event.start, -event.duration)):
             self._annotations.append((
                 iteration, self._spans.of(plain_name(event.name)), self._categories.of(event.category),
                 self._thread(event.line), event.start, event.duration,
+            ))  # fmt: skip
+
+    def _sample(
+        self,
+        iteration: int,
+        nodes: Sequence[NodeEvent],
+        order: Sequence[int],
+        told: Sequence[Mapping[str, str]],
+        place: Mapping[int, int],
+        planned: bool,
+    ) -> None:
+        """Take the arena after each node, if planned where it changed, and before it if it changed in between."""
+        containers = {node.parent for node in nodes}
+        held = _UNKNOWN
+        for k in order:
+            node, facts = nodes[k], told[k]
+            after, taken = _number(facts, "mem_bytes_in_use"), _number(facts, "mem_in_use_delta", 0)
+            if after < 0 or k in containers:
+                continue
+            provider = facts.get("provider", "")
+            arena = self._of.of(f"host ({provider} arena)" if provider == "CPUExecutionProvider" else provider)
+            reserved = _number(facts, "mem_arena_held")
+            before = after - taken
+            if held not in {_UNKNOWN, before}:  # given back between the two
+                self._memory.append((iteration, arena, node.start, before - held, before, -1, -1, reserved))
+            if planned and held == _UNKNOWN:
+                self._memory.append((iteration, arena, node.start, 0, before, -1, -1, reserved))
+            held = after
+            if planned and not taken:
+                continue
+            self._memory.append((
+                iteration, arena, node.start + node.duration, taken, after, node.layer, place[k], reserved,
             ))  # fmt: skip
 
     def _thread(self, line: str) -> int:
@@ -213,11 +269,12 @@ class RunEvents:
                     "reserved_bytes": memory[7],
                 },
                 tables={"device": self._of.table},
+                attrs={"incomplete": _PLANNED} if self._planned else {},
             )
         return found
 
 
-def _number(facts: Mapping[str, str], name: str, otherwise: int) -> int:
+def _number(facts: Mapping[str, str], name: str, otherwise: int = _UNKNOWN) -> int:
     text = facts.get(name, "")
     return int(text) if _SMALL.fullmatch(text) else otherwise
 

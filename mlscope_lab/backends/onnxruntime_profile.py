@@ -254,7 +254,7 @@ def to_layer_trace(
     """
     found: list[_Placed] = []
     rows = _Rows()
-    below = RunEvents(clock.start_ns)
+    below = RunEvents(clock.start_ns, _first_nodes(path) if operators and predicts else ())
     if predicts:
         slack = clock.error_ns + RESOLUTION_NS
         first_us = (predicts[0][0] - clock.start_ns - slack) // 1000
@@ -280,6 +280,12 @@ def to_layer_trace(
     table = rows.table(outline)
     events = below.tables(fusion_of(table, outline)) if operators else {}
     return _assemble(clock, predicts, found, table, executable_digest, events)
+
+
+def _first_nodes(path: Path) -> list[NodeEvent]:
+    """Return the nodes of the first run in a profile, which belong to no layer yet."""
+    run = next(_runs(path, -(1 << 62)), None)
+    return _nodes(run, [-1] * len(run.calls)) if run is not None else []
 
 
 def _nodes(run: _Run, rows: Sequence[int]) -> list[NodeEvent]:
@@ -331,7 +337,7 @@ def _assemble(
             "included; trace fewer iterations to see all"
         )
     if events and "memory" not in events:
-        unavailable["memory (ONNX Runtime)"] = "this version's profile tells nothing of its arena"
+        unavailable["memory"] = "of nodes: the profile of this version of ONNX Runtime tells nothing of its arena"
     return LayerTrace(
         layers=table,
         start_ns=start,

@@ -20,6 +20,7 @@ __all__ = ["Operators", "annotations_of", "memory_of", "operators_of", "sizes_of
 
 _NODE, _BOOKKEEPING, _EXECUTOR = "tf_op", "bookkeeping", "executor"
 _TYPES = {"double": "float64", "float": "float32", "half": "float16"}
+_UNSEEN = "oneDNN's allocator shows no allocations of less than some hundred kilobytes"
 _PASSED_ON = "constants do not run: their rows are the time in which the executor passed their tensor on"
 
 
@@ -240,8 +241,8 @@ def memory_of(steps: Sequence[Step], operators: Operators) -> EventTable | None:
     """Return what TensorFlow's allocators gave out and took back, None where nothing was recorded.
 
     Under the profiler these are the allocators' own events with the bytes that they hold; an allocation belongs to the
-    node that was running on its thread. oneDNN's allocator shows no allocations of a few kilobytes. Step statistics
-    give each kernel's allocations, whose sum is not told.
+    node that was running on its thread. oneDNN's allocator keeps small ones to itself; the attribute "incomplete" says
+    so. Step statistics give each kernel's allocations, whose sum is not told.
     """
     columns = operators.table.columns
     known = {thread: code for code, thread in enumerate(operators.table.tables["thread"])}
@@ -282,4 +283,5 @@ def memory_of(steps: Sequence[Step], operators: Operators) -> EventTable | None:
             "address": np.array([row[6] for row in found], dtype=np.int64),
         },
         tables={"device": device_table},
+        attrs={"incomplete": _UNSEEN} if any("(mkl" in name for name in device_table) else {},
     )

@@ -156,6 +156,22 @@ def test_operators_say_what_they_allocate_once(flat):
     assert layer_memory(run)["allocated_bytes"].values.tolist() == [64, 16, 0]
 
 
+def test_a_source_that_does_not_see_every_allocation_gives_way(flat):
+    memory = allocations([0], [100], ["cpu"])
+    partial = dataclasses.replace(memory, attrs={"incomplete": "small ones do not show"})
+    operators = EventTable(
+        columns={
+            "iteration": np.zeros(2, dtype=np.int32), "start_ns": np.full(2, 10**9, dtype=np.int64),
+            "duration_ns": np.ones(2, dtype=np.int64), "layer_index": np.array([0, 1], dtype=np.int32),
+            "allocated_bytes": np.array([104, 16], dtype=np.int64),
+        }
+    )  # fmt: skip
+    whole = layered(flat, [0, 50], [40, 40], events={"memory": memory, "operators": operators})
+    assert layer_memory(whole)["allocated_bytes"].values.tolist() == [100, 0, 0]
+    run = layered(flat, [0, 50], [40, 40], events={"memory": partial, "operators": operators})
+    assert layer_memory(run)["allocated_bytes"].values.tolist() == [104, 16, 0]
+
+
 def test_activations_are_analytic_and_containers_left_out(run):
     by_type = memory_by_type(run).to_dataframe()
     assert by_type.loc["Block", "activation_bytes"] == -1
