@@ -259,17 +259,22 @@ def device_columns(activities: Iterable[Any]) -> TraceColumns:
         duration_ns=np.maximum(integers("duration"), 0), device=integers("device_id"), thread=integers("resource_id"),
         correlation=np.where(correlation > 0, correlation, -1), operator=np.where(linked > 0, linked, -1),
         flow=np.zeros(len(found), dtype=np.int64),
-        arguments={row: _arguments(activity.metadata_json()) for row, activity in enumerate(found)},
+        arguments=dict(enumerate(_arguments([activity.metadata_json() for activity in found]))),
     )  # fmt: skip
 
 
-def _arguments(text: str) -> Mapping[str, Any]:
-    """Return the arguments of an activity, which come as the inside of a JSON object."""
+def _arguments(texts: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the arguments of activities, which come as the inside of a JSON object each."""
     try:
-        found = json.loads("{" + text + "}")
+        found = json.loads("[" + ",".join("{" + text + "}" for text in texts) + "]")
+        if len(found) == len(texts):
+            return list(found)
     except ValueError:  # kernels of other tools may put there what they like
-        return {}
-    return found if isinstance(found, dict) else {}
+        pass
+    if len(texts) == 1:
+        return [{}]
+    half = len(texts) // 2
+    return [*_arguments(texts[:half]), *_arguments(texts[half:])]
 
 
 def allocations_of(results: Any) -> Allocations:
@@ -279,7 +284,7 @@ def allocations_of(results: Any) -> Allocations:
     return Allocations(
         time_ns=np.array([activity.timestamp() for activity in found], dtype=np.int64),
         thread=np.array([activity.resource_id() for activity in found], dtype=np.int64),
-        arguments=[_arguments(activity.metadata_json()) for activity in found],
+        arguments=_arguments([activity.metadata_json() for activity in found]),
     )
 
 

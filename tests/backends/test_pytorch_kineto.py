@@ -146,11 +146,21 @@ def test_device_activities(name):
     assert list(found.arguments.values()) == [trace.arguments[row] for row in np.flatnonzero(wanted).tolist()]
 
 
-def test_arguments_that_are_no_json_are_left_out():
+@pytest.mark.parametrize("odd", ['"grid": [1, 2', '"a": 1}, {"b": 2', "}", "1", ""])
+def test_arguments_that_are_no_json_are_left_out(odd):
     class Odd(RecordedActivity):
         def metadata_json(self):
-            return '"grid": [1, 2'
+            return odd if self._args == {} else super().metadata_json()
 
-    found = device_columns([Odd({"name": "k", "cat": "kernel", "ts": 1, "dur": 1, "pid": 0, "tid": 7})])
-    assert dict(found.arguments) == {0: {}}
-    assert found.correlation.tolist() == found.operator.tolist() == [-1]
+    kernel = {"name": "k", "cat": "kernel", "ts": 1, "dur": 1, "pid": 0, "tid": 7}
+    events = [{**kernel, "args": {"correlation": n}} for n in range(1, 6)]
+    events.insert(2, kernel)
+    found = device_columns([Odd(event) for event in events])
+    assert list(found.arguments.values()) == [
+        {"correlation": 1},
+        {"correlation": 2},
+        {},
+        *({"correlation": n} for n in (3, 4, 5)),
+    ]
+    assert found.correlation.tolist() == [1, 2, -1, 3, 4, 5]
+    assert (found.operator == -1).all()
