@@ -170,6 +170,7 @@ class _Trace:
         self.layers = _quoted(layer_names(run))
         self.names: dict[tuple[int, int], str] = {}
         self.processes: dict[int, str] = {}
+        self.threads_by_name: dict[str, int] = {}
         self.first = True
 
     def write(self) -> None:
@@ -211,13 +212,15 @@ class _Trace:
         """Return ``"pid":1,"tid":2`` for each thread of a group, and one for the unknown thread at the end."""
         found = []
         home = self._home(0)
-        for number, text in enumerate(texts_of(self.run, group).get("thread", [])):
+        for text in texts_of(self.run, group).get("thread", []):
             process, slash, thread = text.partition("/")
             if slash:
                 found.append(f'"pid":{_identity(process)},"tid":{_identity(thread)}')
             else:
-                self.names[home, _TRACKS + number] = text
-                found.append(f'"pid":{home},"tid":{_TRACKS + number}')
+                # a thread of one name is one thread, whatever it does
+                number = self.threads_by_name.setdefault(text, _TRACKS + 2 + len(self.threads_by_name))
+                self.names[home, number] = text
+                found.append(f'"pid":{home},"tid":{number}')
         return [*found, f'"pid":{home},"tid":0']
 
     def _pass(self, span: PassSpan) -> None:

@@ -65,11 +65,15 @@ def export_speedscope(run: xr.DataTree, path: str | os.PathLike[str]) -> Path:
             "export it for Perfetto instead (--to perfetto)"
         )
     frames = _Frames()
-    profiles = [*_layer_profiles(run, passes, frames), *_event_profiles(run, passes, frames)]
+    profiles = [
+        *_latency_profiles(run, passes, frames),
+        *_layer_profiles(run, passes, frames),
+        *_event_profiles(run, passes, frames),
+    ]
     if not profiles:
         raise InputError(
-            f"Run {run.attrs.get('run_id')} has neither layers nor events to show; measure it with --level layer or "
-            "deeper"
+            f"Run {run.attrs.get('run_id')} has neither iterations nor layers nor events to show; measure it with "
+            "--level layer or deeper"
         )
     with written(path, "speedscope profile") as out:
         _write(out, run, frames, profiles)
@@ -117,6 +121,23 @@ def _profiles(name: str, start: _INT, duration: _INT, frame: _INT) -> Iterator[_
         here = lane == number
         title = name if not number else f"{name}, overlapping {number}"
         yield _Spans(title, start[here], end[here], frame[here])
+
+
+def _latency_profiles(run: xr.DataTree, passes: list[PassSpan], frames: _Frames) -> Iterator[_Spans]:
+    if schema.LATENCY not in run.children:
+        return
+    data = run[schema.LATENCY].dataset
+    names = ("preprocess", "predict", "postprocess")
+    numbers = frames.of(list(names))
+    of_row = data["pass_index"].values
+    for span in passes:
+        rows = np.flatnonzero(of_row == span.index)
+        if len(rows):
+            duration = np.stack([data[f"{name}_ns"].values[rows] for name in names], axis=1)
+            start = data["start_ns"].values[rows][:, None] + np.cumsum(duration, axis=1) - duration
+            frame = np.broadcast_to(numbers[:-1], duration.shape)
+            name = f"iterations of the {span.level} pass, process {span.process}"
+            yield from _profiles(name, start.reshape(-1), duration.reshape(-1), frame.reshape(-1))
 
 
 def _layer_profiles(run: xr.DataTree, passes: list[PassSpan], frames: _Frames) -> Iterator[_Spans]:

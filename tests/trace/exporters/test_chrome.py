@@ -180,6 +180,21 @@ def test_names_survive_whatever_they_hold(tmp_path):
         assert {(e["pid"], e["tid"]) for e in found} == {('a "b"', "c\n")}
 
 
+def test_a_thread_that_has_only_a_name_is_one_thread_in_every_group(tmp_path):
+    def table(names):
+        n = len(names)
+        times = {"start_ns": np.arange(n, dtype=np.int64) * 10, "duration_ns": np.full(n, 5, dtype=np.int64)}
+        return EventTable(columns={**times, "thread_code": np.arange(n, dtype=np.int32)}, tables={"thread": names})
+
+    groups = {"operators": table(("python", "worker")), "runtime": table(("worker",))}
+    run = build_imported(attrs={"model": "m", "backend": "b"}, events=groups, wall_ns=15, level="operator")
+    events = exported(run, tmp_path)["traceEvents"]
+    named = {e["args"]["name"]: (e["pid"], e["tid"]) for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
+    assert [(e["pid"], e["tid"]) for e in events if e["ph"] == "X"] == [
+        named["python"], named["worker"], named["worker"],
+    ]  # fmt: skip
+
+
 def test_what_is_not_known_is_left_out(tmp_path):
     table = EventTable(columns={"start_ns": np.array([5]), "duration_ns": np.array([3])})
     run = build_imported(attrs={"model": "m", "backend": "b"}, events={"kernels": table}, wall_ns=8, level="kernel")

@@ -81,17 +81,18 @@ def test_a_run_has_a_profile_for_each_thread_stream_and_layer_pass(tmp_path):
     found = exported(synthetic_run(deep=True, processes=1), tmp_path)
     names = [profile["name"] for profile in found["profiles"]]
     assert names == [
-        "layers of the layer pass, process 0", "layers of the kernel pass, process 0", "thread 4037/4037",
+        "iterations of the model pass, process 0", "layers of the layer pass, process 0",
+        "layers of the kernel pass, process 0", "thread 4037/4037",
         "device 0, stream 7", "device 0, stream 9",
     ]  # fmt: skip
     depths = [check(profile, len(found["shared"]["frames"])) for profile in found["profiles"]]
-    assert depths == [2, 2, 4, 1, 1]  # blocks and layers; the iteration, two operators and a call
+    assert depths == [1, 2, 2, 4, 1, 1]  # blocks and layers; the iteration, two operators and a call
     assert found["exporter"].startswith("mlscope-lab@")
 
 
 def test_time_in_a_profile_is_the_layers_time(tmp_path):
     run = synthetic_run(processes=1)
-    profile = exported(run, tmp_path)["profiles"][0]
+    profile = exported(run, tmp_path)["profiles"][1]
     frames = json.loads((tmp_path / "run.speedscope.json").read_bytes())["shared"]["frames"]
     opened, total = {}, dict.fromkeys((frame["name"] for frame in frames), 0)
     for event in profile["events"]:
@@ -120,8 +121,12 @@ def test_spans_that_overlap_get_a_profile_each(tmp_path):
 
 def test_what_cannot_be_shown_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "run.speedscope.json"
-    with pytest.raises(InputError, match=r"neither layers nor events to show; measure it with --level layer"):
-        export_speedscope(synthetic_run(layers=0), path)
+    samples = EventTable(columns={"time_ns": np.zeros(1, dtype=np.int64)})
+    nothing = build_imported(
+        attrs={"model": "m", "backend": "b"}, events={"memory": samples}, wall_ns=1, level="operator"
+    )
+    with pytest.raises(InputError, match=r"neither iterations nor layers nor events to show; measure it with --level"):
+        export_speedscope(nothing, path)
     with pytest.raises(InputError, match="no passes"):
         export_speedscope(synthetic_failed_run(), path)
     monkeypatch.setattr("mlscope_lab.trace.exporters.speedscope._LARGEST", 100)
