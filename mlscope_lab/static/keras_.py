@@ -23,7 +23,7 @@ from mlscope_lab.static.records import CostTable, LayerCost, TensorShape, Transf
 
 __all__ = ["cost_of_keras"]
 
-# the symbolic call of Keras is intercepted for the whole process while a model is counted
+# the symbolic call of Keras is intercepted while a model is counted, one model at a time
 _INTERCEPTED = threading.RLock()
 
 
@@ -315,17 +315,28 @@ def _intercepted(call: _Call) -> Iterator[None]:
     import keras
     from keras.src.layers import layer as layer_module
 
+    mine = threading.get_ident()
+    layers, operations = keras.layers.Layer.symbolic_call, keras.Operation.symbolic_call
+    node = layer_module.Node
+
     def of_layer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != mine:
+            return layers(self, *args, **kwargs)
         return call.layer(self, args, kwargs)
 
     def of_operation(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != mine:
+            return operations(self, *args, **kwargs)
         return call.operation(self, args, kwargs)
+
+    def no_node(**arguments: Any) -> Any:
+        return None if threading.get_ident() == mine else node(**arguments)
 
     with ExitStack() as undo:
         for owner, name, stand_in in (
             (keras.layers.Layer, "symbolic_call", of_layer),
             (keras.Operation, "symbolic_call", of_operation),
-            (layer_module, "Node", lambda **_: None),
+            (layer_module, "Node", no_node),
         ):
             undo.callback(setattr, owner, name, vars(owner)[name])
             setattr(owner, name, stand_in)

@@ -14,8 +14,8 @@ from mlscope_lab.static.onnx_values import MAX_ELEMENTS
 from mlscope_lab.static.records import TensorShape
 
 __all__ = [
-    "DEFAULT_DOMAINS", "attributes_of", "bytes_of", "bytes_of_tensor", "constant_of", "described", "elements_of",
-    "known_shape", "operator_of", "retyped", "scope_of", "shape_of", "value_of",
+    "DEFAULT_DOMAINS", "LIKE", "attributes_of", "bytes_of", "bytes_of_tensor", "constant_of", "described",
+    "elements_of", "known_shape", "operator_of", "retyped", "scope_of", "shape_of", "standing_in", "value_of",
 ]  # fmt: skip
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -142,3 +142,22 @@ def scope_of(node: Any) -> str:
             if isinstance(names, list) and len(names) > 1 and isinstance(names[-2], str):
                 return names[-2]
     return ""
+
+
+# ONNX Runtime operators whose outputs are shaped as those of a standard one: {name: (standard name, inputs it takes)}
+LIKE = {
+    "FusedConv": ("Conv", 3), "Gelu": ("Identity", 1), "FastGelu": ("Identity", 1), "QuickGelu": ("Identity", 1),
+    "BiasGelu": ("Identity", 1), "SkipLayerNormalization": ("Identity", 1), "QLinearSigmoid": ("Identity", 1),
+    "QLinearLeakyRelu": ("Identity", 1), "DynamicQuantizeMatMul": ("MatMul", 2), "MatMulIntegerToFloat": ("MatMul", 2),
+}  # fmt: skip
+
+
+def standing_in(node: Any) -> Any:
+    """Return a node of the standard operator whose outputs are shaped alike."""
+    import onnx
+
+    op, count = LIKE[node.op_type]
+    attributes = [a for a in node.attribute if op == "Conv" and not a.name.startswith("activation")]
+    made = onnx.helper.make_node(op, list(node.input[:count]), list(node.output[:1]))
+    made.attribute.extend(attributes)
+    return made

@@ -18,6 +18,7 @@ from mlscope_lab.static.flow import Flow, Operator
 from mlscope_lab.static.onnx_operators import Call, UnknownShapeError, is_known, weight_inputs, work_of
 from mlscope_lab.static.onnx_types import (
     DEFAULT_DOMAINS,
+    LIKE,
     attributes_of,
     bytes_of,
     bytes_of_tensor,
@@ -29,6 +30,7 @@ from mlscope_lab.static.onnx_types import (
     retyped,
     scope_of,
     shape_of,
+    standing_in,
     value_of,
 )
 from mlscope_lab.static.onnx_values import fold
@@ -73,6 +75,19 @@ class _Body:
     outer: frozenset[int] = frozenset()
 
 
+@dataclass(kw_only=True)
+class _Found:
+    """What a walk, or one branch of it, has found."""
+
+    rows: list[LayerCost] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)  # of each tensor
+    weights: list[tuple[int, int]] = field(default_factory=list)  # elements and bytes of each stored tensor
+    used: set[int] = field(default_factory=set)
+    labels: MutableMapping[str, int] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, None] = field(default_factory=dict)
+
+
 class Walk:
     """One walk over a graph with all lengths known."""
 
@@ -82,13 +97,7 @@ class Walk:
         self._shapes = shapes
         self._name = name or proto.graph.name or "graph"
         self._opsets = {o.domain: o.version for o in proto.opset_import}
-        self._rows: list[LayerCost] = []
-        self._bytes: list[int] = []  # of each tensor
-        self._weights: list[tuple[int, int]] = []  # elements and bytes of each stored tensor
-        self._used: set[int] = set()
-        self._labels: Counter[str] = Counter()
-        self._unknown: Counter[str] = Counter()
-        self._notes: dict[str, None] = {}
+        self._found = _Found()
 
     def counted(self) -> Counted:
         """Walk, and return what was found."""
@@ -104,11 +113,11 @@ class Walk:
         table = CostTable(
             model=self._name,
             source="onnx",
-            layers=tuple(self._rows),
-            parameters=sum(self._weights[key][0] for key in self._used),
-            parameter_bytes=sum(self._weights[key][1] for key in self._used),
-            unknown=dict(self._unknown),
-            notes=tuple(self._notes),
+            layers=tuple(self._found.rows),
+            parameters=sum(self._found.weights[key][0] for key in self._found.used),
+            parameter_bytes=sum(self._found.weights[key][1] for key in self._found.used),
+            unknown=dict(self._found.unknown),
+            notes=tuple(self._found.notes),
         )
         return Counted(table=table, live=body.live)
 
@@ -118,12 +127,12 @@ class Walk:
 
     def _define(self, scope: _Scope, name: str, kind: Any) -> None:
         scope.types[name] = kind
-        scope.numbers[name] = len(self._bytes)
-        self._bytes.append(bytes_of(kind))
+        scope.numbers[name] = len(self._found.nbytes)
+        self._found.nbytes.append(bytes_of(kind))
 
     def _store(self, scope: _Scope, name: str, elements: int, nbytes: int) -> None:
-        scope.origins[name] = frozenset({len(self._weights)})
-        self._weights.append((elements, nbytes))
+        scope.origins[name] = frozenset({len(self._found.weights)})
+        self._found.weights.append((elements, nbytes))
 
     def _graph(
         self, graph: Any, scope: _Scope, parent: int, depth: int, times: int = 1, keep: Sequence[str] = ()
@@ -135,7 +144,7 @@ class Walk:
         for tensor in graph.initializer:
             elements = math.prod(tensor.dims)
             self._define(scope, tensor.name, onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))
-            self._store(scope, tensor.name, elements, self._bytes[-1])
+            self._store(scope, tensor.name, elements, self._found.nbytes[-1])
             value = value_of(tensor)
             if value is not None:
                 scope.values[tensor.name] = value
@@ -145,7 +154,7 @@ class Walk:
             self._store(scope, sparse.values.name, math.prod(sparse.values.dims), bytes_of_tensor(sparse.values))
         steps: list[Operator] = []
         inner: list[tuple[int, list[tuple[int, int]]]] = []
-        first = len(self._bytes)
+        first = len(self._found.nbytes)
         rows: list[int] = []
         known = set(scope.numbers.values())
         for node in graph.node:
@@ -161,7 +170,7 @@ class Walk:
         given = frozenset(
             scope.numbers[i.name] for i in graph.input if i.name in scope.numbers and i.name not in scope.origins
         )
-        live = Flow(steps, self._bytes, given, results).live()
+        live = Flow(steps, self._found.nbytes, given, results).live()
         merged = [(step.site, nbytes) for step, nbytes in zip(steps, live, strict=True)]
         for index, within in inner:
             merged.extend((row, live[index] + nbytes) for row, nbytes in within)
@@ -192,7 +201,7 @@ class Walk:
                 return False
             cut = shape[attributes.get("start", 0) : attributes.get("end", len(shape))]
             values = [np.array(cut if op == "Shape" else math.prod(shape), dtype=np.int64)]
-        elif op == "CastLike" and read[0] in scope.values:
+        elif op == "CastLike" and len(node.input) == 2 and read[0] in scope.values:
             values = fold("Cast", [scope.values[read[0]]], {"to": _element_type(scope.types.get(node.input[1]))})
         elif all(name in scope.values for name in read):
             given = [scope.values[name] if name else None for name in node.input]
@@ -201,7 +210,7 @@ class Walk:
         origins = frozenset({_SHAPE}) if from_shape else frozenset().union(*(scope.origins[name] for name in read))
         made = op == "Constant" or (op == "ConstantOfShape" and _SHAPE not in origins)
         # what is filled from a scalar, or as large as an input is, is no weight
-        origins = frozenset(key for key in origins if key == _SHAPE or self._weights[key][0] > 1)
+        origins = frozenset(key for key in origins if key == _SHAPE or self._found.weights[key][0] > 1)
         for index, name in enumerate(node.output):
             if not name:
                 continue
@@ -214,7 +223,7 @@ class Walk:
                 )
             self._define(scope, name, kind)
             if made:
-                self._store(scope, name, elements_of(kind), self._bytes[-1])
+                self._store(scope, name, elements_of(kind), self._found.nbytes[-1])
             else:
                 scope.origins[name] = origins
         return True
@@ -225,8 +234,8 @@ class Walk:
 
         domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
         stand_in = node
-        if domain == "com.microsoft" and node.op_type in _LIKE:
-            domain, stand_in = "", _standing_in(node)
+        if domain == "com.microsoft" and node.op_type in LIKE:
+            domain, stand_in = "", standing_in(node)
         version = self._opsets.get(domain, self._opsets.get("ai.onnx", 1)) if not domain else self._opsets.get(domain)
         types = {name: scope.types[name] for name in stand_in.input if name and scope.types.get(name) is not None}
         if len(types) < len({name for name in stand_in.input if name}):
@@ -239,25 +248,33 @@ class Walk:
                 opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()],
                 ir_version=self._proto.ir_version,
             )  # fmt: skip
-        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, ValueError, RuntimeError, TypeError):
+        except (
+            onnx.shape_inference.InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, ValueError,
+            RuntimeError, TypeError, MemoryError,
+        ):  # fmt: skip
             return {}
         return found
 
     def _label(self, node: Any) -> str:
         plain = node.name or next((o for o in node.output if o), node.op_type)
-        self._labels[plain] += 1
-        return plain if self._labels[plain] == 1 else f"{plain}#{self._labels[plain]}"
+        nth = self._found.labels[plain] = self._found.labels.get(plain, 0) + 1
+        return plain if nth == 1 else f"{plain}#{nth}"
 
     def _node(self, node: Any, scope: _Scope, parent: int, depth: int, times: int) -> tuple[Operator, list[_Body]]:
-        row = len(self._rows)
+        row = len(self._found.rows)
         label, op = self._label(node), operator_of(node)
         base = LayerCost(name=label, type=node.op_type, scope=scope_of(node), parent=parent, depth=depth)
-        self._rows.append(base)
+        self._found.rows.append(base)
         enter = {"If": self._if, "Loop": self._loop, "Scan": self._scan}.get(op)
         bodies: list[_Body] = []
         work, counted = Work(), True
         if enter is not None:
-            bodies = enter(node, scope, row, depth, times)
+            try:
+                bodies = enter(node, scope, row, depth, times)
+            except (LookupError, StopIteration, TypeError, ValueError) as error:
+                if isinstance(error, UnsupportedModelError):
+                    raise
+                raise UnsupportedModelError(f"{self._name}: node {label} ({op}) is malformed: {error!r}") from error
         else:
             kinds = self._infer(node, scope)
             for name in node.output:
@@ -272,14 +289,16 @@ class Walk:
             *(self._transfer(scope, n, "input") for n in dynamic if n in scope.numbers),
             *(self._transfer(scope, n, "output") for n in outputs if n in scope.numbers),
             *(
-                Transfer(tensor=scope.numbers[name], kind="parameter", nbytes=sum(self._weights[k][1] for k in keys))
+                Transfer(
+                    tensor=scope.numbers[name], kind="parameter", nbytes=sum(self._found.weights[k][1] for k in keys)
+                )
                 for name, keys in weights.items()
             ),
         ]
         keys = frozenset().union(*weights.values()) if weights else frozenset()
-        self._used |= keys
+        self._found.used |= keys
         work = work * times
-        self._rows[row] = LayerCost(
+        self._found.rows[row] = LayerCost(
             name=label,
             type=base.type,
             scope=base.scope,
@@ -288,24 +307,24 @@ class Walk:
             counted=counted,
             macs=work.macs,
             flops=work.flops,
-            parameters=sum(self._weights[key][0] for key in keys),
-            parameter_bytes=sum(self._weights[key][1] for key in keys),
+            parameters=sum(self._found.weights[key][0] for key in keys),
+            parameter_bytes=sum(self._found.weights[key][1] for key in keys),
             inputs=tuple(described(scope.types.get(n)) for n in dynamic),
             outputs=tuple(described(scope.types.get(n)) for n in outputs),
             transfers=() if bodies else tuple(transfers),
         )
         reads = frozenset(scope.numbers[n] for n in dynamic if n in scope.numbers)
         reads = reads.union(*(body.outer for body in bodies))
-        writes = {scope.numbers[n]: self._bytes[scope.numbers[n]] for n in outputs}
-        return Operator(site=row, reads={n: self._bytes[n] for n in reads}, writes=writes), bodies
+        writes = {scope.numbers[n]: self._found.nbytes[scope.numbers[n]] for n in outputs}
+        return Operator(site=row, reads={n: self._found.nbytes[n] for n in reads}, writes=writes), bodies
 
     def _transfer(self, scope: _Scope, name: str, kind: str) -> Transfer:
         number = scope.numbers[name]
-        return Transfer(tensor=number, kind=kind, nbytes=self._bytes[number])
+        return Transfer(tensor=number, kind=kind, nbytes=self._found.nbytes[number])
 
     def _work(self, node: Any, op: str, scope: _Scope) -> tuple[Work, bool]:
         if not is_known(op):
-            self._unknown[op] += 1
+            self._found.unknown[op] += 1
             return Work(), False
         call = Call(
             op=op,
@@ -317,9 +336,9 @@ class Walk:
         try:
             return work_of(call), True
         except UnknownShapeError:
-            self._unknown[f"{op} (a shape is not known)"] += 1
-        except (IndexError, KeyError, ValueError, UnsupportedModelError):
-            self._unknown[f"{op} (malformed)"] += 1
+            self._found.unknown[f"{op} (a shape is not known)"] += 1
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UnsupportedModelError):
+            self._found.unknown[f"{op} (malformed)"] += 1
         return Work(), False
 
     def _weights_of(self, node: Any, op: str, scope: _Scope) -> dict[str, frozenset[int]]:
@@ -340,40 +359,56 @@ class Walk:
 
     def _if(self, node: Any, scope: _Scope, row: int, depth: int, times: int) -> list[_Body]:
         """Count the branch that is taken, where that is known, else the one with more work."""
-        attributes = {a.name: a.g for a in node.attribute}
-        branches = [attributes["then_branch"], attributes["else_branch"]]
+        graphs = {a.name: a.g for a in node.attribute}
+        branches = [graphs["then_branch"], graphs["else_branch"]]
         condition = scope.values.get(node.input[0])
         if condition is not None:
             chosen = 0 if bool(condition.reshape(-1)[0]) else 1
+            inner = scope.inner()
+            body = self._graph(branches[chosen], inner, row, depth + 1, times)
         else:
-            weighed = [self._trial(branch, scope, row, depth, times) for branch in branches]
-            chosen = 0 if weighed[0] >= weighed[1] else 1
-            self._notes.setdefault(
-                f"{self._rows[row].name} (If): the {'then' if chosen == 0 else 'else'} branch counts, which has more "
-                "work; which one runs depends on the input"
+            # each branch is walked once, whichever counts: nested ones would double the walk at every level otherwise
+            walked = [self._apart(branch, scope, row, depth, times) for branch in branches]
+            chosen = 0 if _weight(walked[0][2]) >= _weight(walked[1][2]) else 1
+            inner, body, found = walked[chosen]
+            self._take(found)
+            which = ("then", "else")[chosen]
+            self._found.notes.setdefault(
+                f"{self._found.rows[row].name} (If): the {which} branch counts, which has more work; which one runs "
+                "depends on the input"
             )
-        inner = scope.inner()
-        body = self._graph(branches[chosen], inner, row, depth + 1, times)
         for name, output in zip(node.output, branches[chosen].output, strict=False):
             self._define(scope, name, inner.types.get(output.name))
         return [body]
 
-    def _trial(self, branch: Any, scope: _Scope, row: int, depth: int, times: int) -> tuple[int, int]:
-        """Return the work of a branch, leaving no trace of it."""
-        kept = (
-            len(self._rows), len(self._bytes), len(self._weights), set(self._used), self._labels.copy(),
-            self._unknown.copy(), dict(self._notes),
-        )  # fmt: skip
-        self._graph(branch, scope.inner(), row, depth + 1, times)
-        flops = sum(2 * _int(r.macs) + sum(map(_int, r.flops.values())) for r in self._rows[kept[0] :])
-        nodes = len(self._rows) - kept[0]
-        del self._rows[kept[0] :], self._bytes[kept[1] :], self._weights[kept[2] :]
-        self._used, self._labels, self._unknown, self._notes = kept[3], kept[4], kept[5], kept[6]
-        return flops, nodes
+    def _apart(self, branch: Any, scope: _Scope, row: int, depth: int, times: int) -> tuple[_Scope, _Body, _Found]:
+        """Walk a branch, and return what it adds to what was found, without adding it."""
+        whole = self._found
+        rows, tensors, weights = len(whole.rows), len(whole.nbytes), len(whole.weights)
+        labels: MutableMapping[str, int] = ChainMap({}, whole.labels)
+        self._found = _Found(rows=whole.rows, nbytes=whole.nbytes, weights=whole.weights, labels=labels)
+        inner = scope.inner()
+        body = self._graph(branch, inner, row, depth + 1, times)
+        found, self._found = self._found, whole
+        found.rows, found.nbytes, found.weights = whole.rows[rows:], whole.nbytes[tensors:], whole.weights[weights:]
+        del whole.rows[rows:], whole.nbytes[tensors:], whole.weights[weights:]
+        return inner, body, found
+
+    def _take(self, found: _Found) -> None:
+        """Add what a branch found; rows and tensors get the numbers that they had in it."""
+        whole = self._found
+        whole.rows.extend(found.rows)
+        whole.nbytes.extend(found.nbytes)
+        whole.weights.extend(found.weights)
+        whole.used |= found.used
+        own = found.labels.maps[0] if isinstance(found.labels, ChainMap) else found.labels
+        whole.labels.update(own)
+        whole.unknown.update(found.unknown)
+        whole.notes.update(found.notes)
 
     def _trips(self, label: str) -> int:
         symbol = "trips_of_" + re.sub(r"\W+", "_", label).strip("_")
-        self._notes.setdefault(f"{label}: how often it turns depends on the input and is the symbol '{symbol}'")
+        self._found.notes.setdefault(f"{label}: how often it turns depends on the input and is the symbol '{symbol}'")
         return self._lengths.of(symbol)
 
     def _loop(self, node: Any, scope: _Scope, row: int, depth: int, times: int) -> list[_Body]:
@@ -381,11 +416,11 @@ class Walk:
 
         graph = next(a.g for a in node.attribute if a.name == "body")
         limit = scope.values.get(node.input[0]) if node.input[0] else None
-        label = self._rows[row].name
+        label = self._found.rows[row].name
         if limit is not None and int(limit.reshape(-1)[0]) < 1 << 31:
             trips = max(int(limit.reshape(-1)[0]), 0)
             if len(node.input) > 1 and node.input[1]:
-                self._notes.setdefault(f"{label} (Loop): counted as if it ran all its {trips} turns")
+                self._found.notes.setdefault(f"{label} (Loop): counted as if it ran all its {trips} turns")
         else:
             trips = self._trips(label)
         inner = scope.inner()
@@ -406,8 +441,10 @@ class Walk:
         graph = next(a.g for a in node.attribute if a.name == "body")
         scanned = attributes["num_scan_inputs"]
         states = len(node.input) - scanned
+        if not 0 <= states <= len(node.input):
+            raise ValueError(f"num_scan_inputs={scanned}")
         axes = attributes.get("scan_input_axes") or [0] * scanned
-        label, trips = self._rows[row].name, -1
+        label, trips = self._found.rows[row].name, -1
         inner = scope.inner()
         for position, (value, name) in enumerate(zip(graph.input, node.input, strict=False)):
             kind = scope.types.get(name)
@@ -433,7 +470,7 @@ class Walk:
             if position < states:
                 before = scope.types.get(node.input[offset + position])
                 if shape_of(before) != shape_of(kind):
-                    self._notes.setdefault(
+                    self._found.notes.setdefault(
                         f"{label}: a state changes its shape from turn to turn; the first is counted"
                     )
             elif kind is not None and shape_of(kind) is not None:
@@ -444,27 +481,14 @@ class Walk:
                 self._define(scope, name, kind)
 
 
+def _weight(found: _Found) -> tuple[int, int]:
+    """Return the operations of a branch, and how many nodes it has."""
+    return sum(2 * _int(r.macs) + sum(map(_int, r.flops.values())) for r in found.rows), len(found.rows)
+
+
 def _element_type(kind: Any) -> int:
     return 0 if kind is None else int(kind.tensor_type.elem_type)
 
 
 def _int(value: object) -> int:
     return value if isinstance(value, int) else 0
-
-
-# ONNX Runtime operators whose outputs are shaped as those of a standard one: {name: (standard name, inputs it takes)}
-_LIKE = {
-    "FusedConv": ("Conv", 3), "Gelu": ("Identity", 1), "FastGelu": ("Identity", 1), "QuickGelu": ("Identity", 1),
-    "BiasGelu": ("Identity", 1), "SkipLayerNormalization": ("Identity", 1), "QLinearSigmoid": ("Identity", 1),
-    "QLinearLeakyRelu": ("Identity", 1), "DynamicQuantizeMatMul": ("MatMul", 2), "MatMulIntegerToFloat": ("MatMul", 2),
-}  # fmt: skip
-
-
-def _standing_in(node: Any) -> Any:
-    import onnx
-
-    op, count = _LIKE[node.op_type]
-    attributes = [a for a in node.attribute if op == "Conv" and not a.name.startswith("activation")]
-    made = onnx.helper.make_node(op, list(node.input[:count]), list(node.output[:1]))
-    made.attribute.extend(attributes)
-    return made

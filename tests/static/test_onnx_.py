@@ -246,6 +246,20 @@ def test_of_an_if_the_branch_with_more_work_counts() -> None:
     assert table.parameters == 16
 
 
+def test_nested_branches_are_walked_once_each() -> None:
+    graph = body("innermost", [helper.make_node("Relu", ["x"], ["a0"], name="relu")], ["a0"])
+    for level in range(1, 26):  # two walks at each level would be 2^25 of the innermost
+        other = body(f"other{level}", [helper.make_node("Identity", ["x"], [f"b{level}"])], [f"b{level}"])
+        node = helper.make_node("If", ["condition"], [f"a{level}"], name=f"if{level}", then_branch=graph,
+                                else_branch=other)  # fmt: skip
+        graph = body(f"level{level}", [node], [f"a{level}"])
+    graph.input.extend([helper.make_tensor_value_info("x", FLOAT, [2, 4]),
+                        helper.make_tensor_value_info("condition", onnx.TensorProto.BOOL, [])])  # fmt: skip
+    table = cost_of_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    assert table.layers[-1].name == "relu"
+    assert len(table.layers) == 26
+
+
 def test_an_if_on_a_constant_is_no_choice() -> None:
     small = body("small", [helper.make_node("Relu", ["x"], ["a"], name="relu")], ["a"])
     large = body("large", [helper.make_node("MatMul", ["x", "w"], ["b"], name="inner")], ["b"])
