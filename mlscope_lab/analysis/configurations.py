@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.analysis.latency import predict_interval
-from mlscope_lab.analysis.layers import layer_data
+from mlscope_lab.analysis.layers import layer_data, leaf_layers
 from mlscope_lab.analysis.statistics import Interval, geometric_interval, medians_by_group
 from mlscope_lab.analysis.tables import share_of, table, texts
 from mlscope_lab.errors import InputError
@@ -52,11 +52,7 @@ class _Timed:
 
 def _timed(run: xr.DataTree) -> _Timed:
     data = layer_data(run)
-    parent = data["parent"].values
-    leaf = np.ones(data.sizes["layer"], dtype=bool)
-    leaf[parent[parent >= 0]] = False
-    leaf &= data["type"].values != "functional"
-    of = np.flatnonzero(leaf)
+    of = np.flatnonzero(leaf_layers(data))
     columns = [data[name].values[of] for name in _KEY]
     keys = [(str(a), str(b), str(c), int(d)) for a, b, c, d in zip(*columns, strict=True)]
     ran = data["start_ns"].values[:, of] >= 0
@@ -128,15 +124,16 @@ def layer_statistics(runs: Sequence[xr.DataTree]) -> xr.Dataset:
                  attrs={"confidence": 0.95, "runs": len(runs), "models": len(set(models))})  # fmt: skip
 
 
-def predict_latency(runs: Sequence[xr.DataTree]) -> xr.Dataset:
+def predict_latency(runs: Sequence[xr.DataTree], *, same_model: bool = True) -> xr.Dataset:
     """Predict each run's latency from the layers of the others, and compare with what was measured.
 
     Parameters
     ----------
     runs
         Of several models (or sizes of one), measured with the same backend, device, precision and threads, at level
-        "layer" or deeper. Only runs of an equal environment predict each other; of other models, and of the same model,
-        too, where it was measured several times.
+        "layer" or deeper. Only runs of an equal environment predict each other.
+    same_model
+        Whether other runs of the same model count, too.
 
     Returns
     -------
@@ -165,8 +162,7 @@ def predict_latency(runs: Sequence[xr.DataTree]) -> xr.Dataset:
     if len(runs) < 2:
         raise InputError("predict_latency needs at least two runs: one to predict, and one whose layers are timed")
     timed = [_timed(run) for run in runs]
-    rows = [_predicted(target, [o for o in timed if o is not target and o.environment == target.environment])
-            for target in timed]  # fmt: skip
+    rows = [_predicted(target, _known_to(target, timed, same_model)) for target in timed]
     columns: dict[str, Any] = {
         "model": texts([str(run.attrs.get("model")) for run in runs]),
         **{name: np.array([row[name] for row in rows]) for name in rows[0]},
@@ -175,6 +171,18 @@ def predict_latency(runs: Sequence[xr.DataTree]) -> xr.Dataset:
     return table("run", [str(run.attrs["run_id"]) for run in runs], columns,
                  scalars={"median_error": float(np.median(errors)) if len(errors) else np.nan},
                  attrs={"confidence": 0.95})  # fmt: skip
+
+
+def _known_to(target: _Timed, timed: Sequence[_Timed], same_model: bool) -> list[_Timed]:
+    """Return the runs whose layers may predict another one."""
+    model = target.run.attrs.get("model")
+    return [
+        other
+        for other in timed
+        if other is not target
+        and other.environment == target.environment
+        and (same_model or other.run.attrs.get("model") != model)
+    ]
 
 
 def _predicted(target: _Timed, others: Sequence[_Timed]) -> dict[str, float]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Coverage", "coverage", "layer_data", "layer_information", "layer_latency", "layer_times",
-           "median_shares", "remainder", "shallowest_pass", "slowest_layers"]  # fmt: skip
+           "leaf_layers", "median_shares", "remainder", "shallowest_pass", "slowest_layers"]  # fmt: skip
 
 _TEXT = ("type", "scope", "parent", "depth", "input_shapes", "output_shapes", "parameter_bytes", "activation_bytes",
          "sources")  # fmt: skip
@@ -157,6 +157,20 @@ class Coverage:
     overlap: npt.NDArray[np.int64]
 
 
+def leaf_layers(data: xr.Dataset) -> npt.NDArray[np.bool_]:
+    """Tell which layers enclose no others; a container's own time, as a "functional" row, is none of them.
+
+    Parameters
+    ----------
+    data
+        From `layer_data`.
+    """
+    leaf = np.ones(data.sizes["layer"], dtype=bool)
+    parent = data["parent"].values
+    leaf[parent[parent >= 0]] = False
+    return np.asarray(leaf & (data["type"].values != "functional"))
+
+
 def coverage(data: xr.Dataset) -> Coverage:
     """Return what the layers account for.
 
@@ -167,12 +181,9 @@ def coverage(data: xr.Dataset) -> Coverage:
     """
     start, duration, exclusive = (data[name].values for name in ("start_ns", "duration_ns", "exclusive_ns"))
     begin, whole = data["iteration_start_ns"].values, data["pass_duration_ns"].values
-    iterations, layers = start.shape
+    iterations = len(start)
     ran = start >= 0
-    leaf = np.ones(layers, dtype=bool)
-    parent = data["parent"].values
-    leaf[parent[parent >= 0]] = False
-    leaf &= data["type"].values != "functional"
+    leaf = leaf_layers(data)
     row = np.broadcast_to(np.arange(iterations)[:, None], start.shape)
     first = np.maximum(start, begin[:, None])
     last = np.minimum(start + duration, (begin + whole)[:, None])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mlscope_lab.analysis.intervals import sum_by_group, union_by_group
 from mlscope_lab.analysis.latency import predict_interval
-from mlscope_lab.analysis.layers import coverage, layer_data, median_shares
+from mlscope_lab.analysis.layers import coverage, layer_data, leaf_layers, median_shares
 from mlscope_lab.analysis.statistics import Interval, geometric_interval, median_interval
 from mlscope_lab.analysis.tables import run_attrs, table
 from mlscope_lab.analysis.work import work_of
@@ -170,9 +170,10 @@ def operator_gap(run: xr.DataTree) -> xr.Dataset:
         Along ``part``, medians over the traced predicts of the passes that hold operators and trace least, with 95 %
         bounds: ``duration_ns``, ``low_ns``, ``high_ns``, ``share`` of the layers, for
 
-        - "layers": the union of all layers' intervals;
-        - "operators in layers": the union of the operators that belong to a layer, within the layers;
+        - "layers": the union of the layers that enclose no others;
+        - "operators in layers": the union of the operators that belong to one of these, within the layers;
         - "rest of layers": layers less that, the framework's own time;
+        - "operators in containers": the union of those that a container calls itself, "functional" rows included;
         - "operators in no layer": the union of those that belong to none;
         - "overlap": what operators that run at once count twice.
 
@@ -204,26 +205,31 @@ def operator_gap(run: xr.DataTree) -> xr.Dataset:
         first = np.clip(start, begin[of], end[of])
         return first, np.clip(start + length, begin[of], end[of]) - first
 
-    ran = data["start_ns"].values >= 0
+    leaf = np.append(leaf_layers(data), False)
+    ran = (data["start_ns"].values >= 0) & leaf[:-1]
     predict, _ = np.nonzero(ran)
     layers = cut(data["start_ns"].values[ran], data["duration_ns"].values[ran], predict)
-    inside, outside = np.flatnonzero((at >= 0) & (work.layer >= 0)), np.flatnonzero((at >= 0) & (work.layer < 0))
-    within = cut(work.start[inside], work.length[inside], at[inside])
     n = len(rows)
+
+    def union(chosen: npt.NDArray[np.bool_]) -> tuple[tuple[Ints, Ints], Ints, Ints]:
+        events = np.flatnonzero((at >= 0) & chosen)
+        cuts = cut(work.start[events], work.length[events], at[events])
+        return cuts, at[events], union_by_group(*cuts, at[events], n)
+
     of_layers = union_by_group(*layers, predict, n)
-    of_operators = union_by_group(*within, at[inside], n)
+    within, owners, of_operators = union(leaf[work.layer])
     both = union_by_group(
         np.concatenate([layers[0], within[0]]), np.concatenate([layers[1], within[1]]),
-        np.concatenate([predict, at[inside]]), n,
+        np.concatenate([predict, owners]), n,
     )  # fmt: skip
     common = of_layers + of_operators - both
-    alone = union_by_group(*cut(work.start[outside], work.length[outside], at[outside]), at[outside], n)
-    summed = sum_by_group(work.duration, at, n)
     everything = np.flatnonzero(at >= 0)
     all_of_them = union_by_group(work.start[everything], work.length[everything], at[everything], n)
     parts = {
         "layers": of_layers, "operators in layers": common, "rest of layers": of_layers - common,
-        "operators in no layer": alone, "overlap": np.maximum(summed - all_of_them, 0),
+        "operators in containers": union((work.layer >= 0) & ~leaf[work.layer])[2],
+        "operators in no layer": union(work.layer < 0)[2],
+        "overlap": np.maximum(sum_by_group(work.duration, at, n) - all_of_them, 0),
     }  # fmt: skip
     intervals = [_interval(values, data["process"].values) for values in parts.values()]
     columns = {

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mlscope_lab.analysis.intervals import union_by_group
 from mlscope_lab.analysis.latency import predict_interval
-from mlscope_lab.analysis.layers import layer_data
+from mlscope_lab.analysis.layers import layer_data, leaf_layers
 from mlscope_lab.analysis.statistics import median_interval, medians_by_group
 from mlscope_lab.analysis.tables import run_attrs, table, texts
 from mlscope_lab.errors import InputError, nearest
@@ -111,11 +111,8 @@ def what_if(
 def _alone(data: xr.Dataset) -> npt.NDArray[np.int64]:
     """Return for how long each layer runs while none but those that enclose it do, (iterations, layers)."""
     start, duration = data["start_ns"].values, data["duration_ns"].values
-    parent = data["parent"].values
-    iterations, layers = start.shape
-    leaf = np.ones(layers, dtype=bool)
-    leaf[parent[parent >= 0]] = False
-    leaf &= data["type"].values != "functional"
+    iterations = len(start)
+    leaf = leaf_layers(data)
     ran = start >= 0
     everything = ran & leaf
     row = np.broadcast_to(np.arange(iterations)[:, None], start.shape)

@@ -60,5 +60,6 @@ def test_another_environment_predicts_nothing(models):
 def test_the_same_layers_again_predict_well():
     runs = [synthetic_run(seed=seed, processes=5) for seed in range(4)]
     found = predict_latency(runs)
+    assert predict_latency(runs, same_model=False)["known_layers"].values.tolist() == [0] * 4
     assert float(found["median_error"]) < 0.1
     assert found["inside"].values.tolist() == [1, 1, 1, 1]

@@ -78,7 +78,8 @@ def test_operators_within_their_layers(flat):
     run = layered(flat, [10, 60], [40, 30], events={"operators": operators})
     found = operator_gap(run).to_dataframe()["duration_ns"]
     assert found.to_dict() == {
-        "layers": 70, "operators in layers": 45, "rest of layers": 25, "operators in no layer": 4, "overlap": 0,
+        "layers": 70, "operators in layers": 45, "rest of layers": 25, "operators in containers": 0,
+        "operators in no layer": 4, "overlap": 0,
     }  # fmt: skip
     assert operator_gap(run).to_dataframe()["share"]["operators in layers"] == pytest.approx(45 / 70)
 

@@ -43,6 +43,8 @@ def main() -> int:
         "bench_tensorflow_overhead": ["--model", paths["tensorflow"]],
         "bench_store": [],
         "bench_analysis": [],
+        "bench_coverage": [],
+        "bench_prediction": [],
         "bench_import": ["--hta", options.hta] if options.hta else [],
         "bench_memory": [],
         "bench_collectors": [],
