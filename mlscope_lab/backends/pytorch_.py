@@ -428,6 +428,11 @@ class PyTorchSession(Session):
         else:
             if (reason := profiler_reason()) is not None:
                 raise SessionError(reason)
+            if self._cuda:
+                self._note(
+                    f"Layers of the {level} pass carry the host's times, from launch to launch; their times on the "
+                    f"device are those of the layer pass, and of their kernels"
+                )
             self._tracer = ProfileTracer(self._module, self.device, level=level, graph=graph, form=lambda: self._form)
         if self._feeds is not None:
             try:

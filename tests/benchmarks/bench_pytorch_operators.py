@@ -159,7 +159,7 @@ def operator_pass(module, array, rounds: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def measure(*, rounds: int = 300, repeats: int = 5) -> list[dict[str, Any]]:
+def measure(*, rounds: int = 300, repeats: int = 7) -> list[dict[str, Any]]:
     """Measure all figures; see the module's first line."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures = measure(rounds=options.rounds, repeats=options.repeats)
