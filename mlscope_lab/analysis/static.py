@@ -32,6 +32,7 @@ _LONG_NAMES = {
     "parameter_bytes": "stored bytes of weights read",
     "input_bytes": "bytes of the tensors read from other layers",
     "output_bytes": "bytes of the tensors written for other layers",
+    "weight_bytes": "bytes read of weights",
     "arithmetic_intensity": "operations over bytes of inputs, outputs and weights",
     "peak_activation_bytes": "largest sum of live tensors while an operator runs",
 }
@@ -109,7 +110,8 @@ def to_dataset(table: _Table, *, conventions: Sequence[str] = ()) -> xr.Dataset:
         Along ``layer`` (label coordinate), in execution order: ``type``, ``scope``, ``parent``, ``depth``,
         ``input_shapes``, ``output_shapes``, ``counted`` (0 where an operator is not known: ``macs`` and ``flops`` are
         -1 there), ``macs``, ``flops``, one ``<kind>_flops`` for each of `KINDS`, ``parameters``, ``parameter_bytes``,
-        ``input_bytes``, ``output_bytes`` and, where all is numbers, ``arithmetic_intensity`` (NaN where no byte moves).
+        ``input_bytes``, ``output_bytes``, ``weight_bytes`` (what is read of the weights: of an embedding the rows
+        taken, in a loop each turn) and, where all is numbers, ``arithmetic_intensity`` (NaN where no byte moves).
         Along ``transfer``: ``transfer_layer`` (row), ``transfer_tensor`` (number), ``transfer_kind`` ("input",
         "output", "parameter") and ``transfer_bytes``, the tensors behind these sums.
         Scalars: ``total_macs``, ``total_flops``, ``total_<kind>_flops`` (sums of what is known), ``total_parameters``
@@ -122,8 +124,7 @@ def to_dataset(table: _Table, *, conventions: Sequence[str] = ()) -> xr.Dataset:
 
     layers = table.layers
     bytes_by_kind = {
-        kind: [sum((t.nbytes for t in layer.transfers if t.kind == kind), 0) for layer in layers]
-        for kind in _TRANSFERS[:2]
+        kind: [sum((t.nbytes for t in layer.transfers if t.kind == kind), 0) for layer in layers] for kind in _TRANSFERS
     }
     known = [2 * layer.macs + sum(layer.flops.values(), 0) for layer in layers]
     columns: dict[str, tuple[Any, ...]] = {
@@ -141,6 +142,7 @@ def to_dataset(table: _Table, *, conventions: Sequence[str] = ()) -> xr.Dataset:
         "parameter_bytes": ("layer", _numbers([layer.parameter_bytes for layer in layers])),
         "input_bytes": ("layer", _numbers(bytes_by_kind["input"])),
         "output_bytes": ("layer", _numbers(bytes_by_kind["output"])),
+        "weight_bytes": ("layer", _numbers(bytes_by_kind["parameter"])),
         "total_macs": ((), _number(sum((layer.macs for layer in layers), 0))),
         "total_flops": ((), _number(sum(known, 0))),
         **{
@@ -187,7 +189,8 @@ def _number(value: Any) -> npt.NDArray[Any]:
 
 
 def _with_intensity(data: xr.Dataset) -> xr.Dataset:
-    parts = [data[name] for name in ("flops", "input_bytes", "output_bytes", "parameter_bytes")]
+    weights = "weight_bytes" if "weight_bytes" in data else "parameter_bytes"
+    parts = [data[name] for name in ("flops", "input_bytes", "output_bytes", weights)]
     if any(part.dtype == object for part in parts):
         return data
     flops, moved = parts[0].values, sum(part.values for part in parts[1:])
@@ -270,8 +273,8 @@ def attach(run: xr.DataTree, cost: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Along ``layer`` (the run's labels, in its order): ``macs``, ``flops``, ``parameters``, ``parameter_bytes``,
-        ``input_bytes``, ``output_bytes``, -1 where nothing matched; ``arithmetic_intensity`` (NaN there);
+        Along ``layer`` (the run's labels, in its order): ``macs``, ``flops``, ``parameters``, ``parameter_bytes``
+        (those read), ``input_bytes``, ``output_bytes``, -1 where nothing matched; ``arithmetic_intensity`` (NaN there);
         ``matched_by`` ("sources", "name", "scope" or "") and ``cost_layers`` (names joined by ``;``).
         Scalars: ``matched_flops_ratio`` and ``matched_macs_ratio`` of the model's, ``unmatched_flops``,
         ``unmatched_macs``, ``unmatched_layers`` (measured layers without a cost). Attributes:

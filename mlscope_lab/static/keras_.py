@@ -288,6 +288,10 @@ class _Call:
 
     def _layer(self, index: int, row: _Row, flow: Flow) -> LayerCost:
         weights = [self._weights[key] for key in row.weights]
+        moved = flow.transfers(index)
+        most = sum(n for _, n in weights)
+        if row.type == "Embedding":  # of its table only the rows taken are read
+            most = sum(t.nbytes for t in moved if t.kind == "output" and isinstance(t.nbytes, int))
         numbers = {key: len(self._sizes) + i for i, key in enumerate(self._weights)}
         return LayerCost(
             name=row.name,
@@ -303,8 +307,11 @@ class _Call:
             parameters=sum(n for n, _ in weights),
             parameter_bytes=sum(n for _, n in weights),
             transfers=(
-                *flow.transfers(index),
-                *(Transfer(tensor=numbers[k], kind="parameter", nbytes=self._weights[k][1]) for k in row.weights),
+                *moved,
+                *(
+                    Transfer(tensor=numbers[k], kind="parameter", nbytes=min(self._weights[k][1], most))
+                    for k in row.weights
+                ),
             ),
         )
 

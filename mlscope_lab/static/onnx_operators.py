@@ -11,7 +11,7 @@ from mlscope_lab.static import formulas
 from mlscope_lab.static.formulas import Shape
 from mlscope_lab.static.records import Work
 
-__all__ = ["Call", "UnknownShapeError", "is_known", "weight_inputs", "work_of"]
+__all__ = ["TABLES", "Call", "UnknownShapeError", "is_known", "weight_inputs", "work_of"]
 
 
 class UnknownShapeError(ValueError):
@@ -335,6 +335,7 @@ _WEIGHTED: Final = frozenset({
     "com.microsoft.MatMulIntegerToFloat", "com.microsoft.QGemm", "com.microsoft.BiasGelu",
     "com.microsoft.SkipLayerNormalization",
 })  # fmt: skip
+TABLES: Final = frozenset({"Gather", "GatherElements", "GatherND"})  # of their weights only the rows taken are read
 _INTEGER_WEIGHTS: Final = frozenset({
     "ConvInteger", "DequantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
     "com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat", "com.microsoft.QGemm",

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mlscope_lab.errors import UnsupportedModelError
 from mlscope_lab.static.assembly import Counted, Lengths
 from mlscope_lab.static.flow import Flow, Operator
-from mlscope_lab.static.onnx_operators import Call, UnknownShapeError, is_known, weight_inputs, work_of
+from mlscope_lab.static.onnx_operators import TABLES, Call, UnknownShapeError, is_known, weight_inputs, work_of
 from mlscope_lab.static.onnx_types import (
     DEFAULT_DOMAINS,
     LIKE,
@@ -204,7 +204,7 @@ class Walk:
         elif op == "CastLike" and len(node.input) == 2 and read[0] in scope.values:
             values = fold("Cast", [scope.values[read[0]]], {"to": _element_type(scope.types.get(node.input[1]))})
         elif all(name in scope.values for name in read):
-            given = [scope.values[name] if name else None for name in node.input]
+            given = [scope.values.get(name) if name else None for name in node.input]
             values = fold(op, given, attributes)
         kinds = self._infer(node, scope)
         origins = frozenset({_SHAPE}) if from_shape else frozenset().union(*(scope.origins[name] for name in read))
@@ -286,15 +286,14 @@ class Walk:
         dynamic = list(dict.fromkeys(n for _, n in read if n not in scope.origins))
         outputs = [name for name in node.output if name]
         transfers = [
-            *(self._transfer(scope, n, "input") for n in dynamic if n in scope.numbers),
-            *(self._transfer(scope, n, "output") for n in outputs if n in scope.numbers),
-            *(
-                Transfer(
-                    tensor=scope.numbers[name], kind="parameter", nbytes=sum(self._found.weights[k][1] for k in keys)
-                )
-                for name, keys in weights.items()
-            ),
+            *(self._transfer(scope, n, "input", times) for n in dynamic if n in scope.numbers),
+            *(self._transfer(scope, n, "output", times) for n in outputs if n in scope.numbers),
         ]
+        written = sum(t.nbytes for t in transfers if t.kind == "output" and isinstance(t.nbytes, int))
+        for name, keys in weights.items():
+            nbytes = sum(self._found.weights[key][1] for key in keys) * times
+            nbytes = min(nbytes, written) if op in TABLES else nbytes
+            transfers.append(Transfer(tensor=scope.numbers[name], kind="parameter", nbytes=nbytes))
         keys = frozenset().union(*weights.values()) if weights else frozenset()
         self._found.used |= keys
         work = work * times
@@ -318,9 +317,9 @@ class Walk:
         writes = {scope.numbers[n]: self._found.nbytes[scope.numbers[n]] for n in outputs}
         return Operator(site=row, reads={n: self._found.nbytes[n] for n in reads}, writes=writes), bodies
 
-    def _transfer(self, scope: _Scope, name: str, kind: str) -> Transfer:
+    def _transfer(self, scope: _Scope, name: str, kind: str, times: int) -> Transfer:
         number = scope.numbers[name]
-        return Transfer(tensor=number, kind=kind, nbytes=self._found.nbytes[number])
+        return Transfer(tensor=number, kind=kind, nbytes=self._found.nbytes[number] * times)
 
     def _work(self, node: Any, op: str, scope: _Scope) -> tuple[Work, bool]:
         if not is_known(op):

@@ -25,8 +25,8 @@ CONVENTIONS: Final = (
     "softmax 5 an element; linear interpolation 2 for each weighted neighbour. Moving and renaming data costs none.",
     "flops = 2 macs + those of all kinds. A layer whose operators are not known has -1 and counts in not_counted.",
     "Parameters are elements of weights, without running statistics (buffers); the total counts a shared one once.",
-    "Bytes are those of the tensors that cross a layer's boundary, each once: inputs + outputs + parameters; "
-    "arithmetic intensity is FLOPs over these.",
+    "Bytes are those of the tensors that cross a layer's boundary, each once (in a loop, each turn): inputs + outputs "
+    "+ parameters, of an embedding the rows taken; arithmetic intensity is FLOPs over these.",
     "Peak activation memory is the largest sum of live tensors while an operator runs, its inputs and outputs and the "
     "model's own included, weights not; a tensor lives from its writer to its last reader, and nothing runs in place "
     "(PyTorch: views and in-place operators share their storage, as the code says).",

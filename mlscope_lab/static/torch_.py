@@ -24,7 +24,7 @@ from mlscope_lab.errors import InputError, UnsupportedModelError
 from mlscope_lab.static.assembly import Counted, Lengths, tabulate
 from mlscope_lab.static.flow import Flow, Operator
 from mlscope_lab.static.records import CostTable, LayerCost, TensorShape, Transfer, Work
-from mlscope_lab.static.torch_operators import AtenCall, operator_name, work_of
+from mlscope_lab.static.torch_operators import TABLES, AtenCall, operator_name, work_of
 
 __all__ = ["cost_of_torch"]
 
@@ -82,7 +82,7 @@ class _Site:
     outputs: tuple[TensorShape, ...] = ()
     work: Work = field(default_factory=Work)
     counted: bool = True
-    weights: dict[int, None] = field(default_factory=dict)
+    weights: dict[int, int] = field(default_factory=dict)  # bytes read of each
 
 
 class _Run:
@@ -305,7 +305,8 @@ class _Run:
         for tensor in tensors_in(list(args), list(kwargs.values())):
             key = self._storage(tensor)
             if key in self._weights:
-                site.weights[key] = None
+                taken = sum(map(_extent, call.results)) if operator_name(func) in TABLES else self._weights[key][1]
+                site.weights[key] = max(site.weights.get(key, 0), min(taken, self._weights[key][1]))
             elif key not in self._constants:
                 touches.add(key)
                 if not func.is_view:
@@ -370,8 +371,8 @@ class _Run:
         return Counted(table=cost, live=list(zip(rows, flow.live(), strict=True)))
 
     def _read_weights(self, site: _Site) -> Iterator[Transfer]:
-        for key in site.weights:
-            yield Transfer(tensor=key, kind="parameter", nbytes=self._weights[key][1])
+        for key, nbytes in site.weights.items():
+            yield Transfer(tensor=key, kind="parameter", nbytes=nbytes)
 
 
 def _replaced(layer: LayerCost, **changes: Any) -> LayerCost:

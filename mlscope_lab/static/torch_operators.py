@@ -10,7 +10,7 @@ from typing import Any, Final
 from mlscope_lab.static import formulas
 from mlscope_lab.static.records import Work
 
-__all__ = ["AtenCall", "operator_name", "work_of"]
+__all__ = ["TABLES", "AtenCall", "operator_name", "work_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +234,8 @@ _REDUCTIONS = (
 )
 _POINTWISE = "_fused_dropout cumsum cumprod cummax cummin masked_fill glu _prelu_kernel rrelu_with_noise"
 
+# of their weights only the rows taken are read
+TABLES: Final = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select"})
 _HANDLERS: Final[dict[str, _Handler]] = {
     **dict.fromkeys(_MOVES.split(), _nothing),
     **dict.fromkeys(_REDUCTIONS.split(), _reduction),

@@ -329,6 +329,23 @@ def test_unknown_operators_are_listed_and_never_zero() -> None:
     assert not any(layer.counted for layer in table.layers)
 
 
+def test_of_a_table_the_rows_taken_are_read() -> None:
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    graph = helper.make_graph(
+        [node], "graph", [helper.make_tensor_value_info("x", INT64, [2, 3])],
+        [helper.make_tensor_value_info("y", FLOAT, None)], [weight("table", 1000, 4)],
+    )  # fmt: skip
+    table = cost_of_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    (layer,) = table.layers
+    assert (layer.parameters, layer.parameter_bytes) == (4000, 16000)
+    assert [(t.kind, t.nbytes) for t in layer.transfers] == [("input", 48), ("output", 96), ("parameter", 96)]
+
+
+def test_a_loop_moves_its_bytes_each_turn() -> None:
+    table = cost_of_onnx(loop([numpy_helper.from_array(np.int64(5), "trips")]))
+    assert {t.kind: t.nbytes for t in table.layers[1].transfers} == {"input": 160, "output": 160, "parameter": 320}
+
+
 def test_peak_memory_is_the_largest_sum_of_live_tensors() -> None:
     # x (64 B) -> a (64 B) -> b (16 B); x is still needed by the sum at the end
     nodes = [

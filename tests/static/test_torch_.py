@@ -191,6 +191,12 @@ def test_peak_memory_follows_storages() -> None:
     assert count(views, spec(2, 4)).peak_activation_bytes == 32
 
 
+def test_of_an_embedding_the_rows_taken_are_read() -> None:
+    table = count(nn.Embedding(1000, 4), spec(2, 3, dtype="int64"))
+    assert table.layers[0].parameter_bytes == 16000
+    assert [(t.kind, t.nbytes) for t in table.layers[0].transfers][-1] == ("parameter", 96)
+
+
 def test_tied_weights_count_once_and_idle_ones_are_told() -> None:
     class Tied(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
