@@ -12,8 +12,8 @@ from mlscope_lab.calibration.repeats import Kernel, sized
 
 __all__ = ["SIDE", "gemm_kernels"]
 
-SIDE = 768
-"""Rows and columns: operands of 2 MB (float32) that a second-level cache is blocked for, a product of 0.9 GFLOP."""
+SIDE = 512
+"""Rows and columns: large enough for blocking to pay, done within a few milliseconds."""
 
 
 def gemm_kernels(threads: int, *, seconds: float) -> Iterator[Kernel]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +18,30 @@ __all__ = ["installed_peers", "peer_kernels"]
 _SLOWEST_SECONDS = 0.5
 """A product that takes longer than this for its least size is done by plain loops: no roof, and no time for it."""
 _TRIAL_SIDE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Convolution:
+    """A 3 by 3 convolution with padding; frameworks do some of these faster than any matrix product."""
+
+    inputs: int
+    outputs: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.inputs}x{self.side}x{self.side} to {self.outputs}"
+
+    @property
+    def flops(self) -> float:
+        """Operations as a layer's are counted, those on padding included."""
+        return 2.0 * 9 * self.inputs * self.outputs * self.side**2
+
+
+_CONVOLUTIONS = (
+    _Convolution(inputs=128, outputs=32, side=56),
+    _Convolution(inputs=128, outputs=128, side=28),
+    _Convolution(inputs=256, outputs=256, side=14),
+)
 
 
 def installed_peers() -> list[str]:
@@ -70,6 +96,10 @@ def _pytorch(threads: int, sets: dict[str, int], seconds: float) -> Iterator[Ker
         }
         for name, (once, streams) in operations.items():
             yield _kernel(f"pytorch {name}", level, once, 4.0 * elements * streams, threads, seconds)
+    for size in _CONVOLUTIONS:
+        image, weight = torch.rand(1, size.inputs, size.side, size.side), torch.rand(size.outputs, size.inputs, 3, 3)
+        convolve = partial(torch.conv2d, image, weight, padding=1)
+        yield _kernel(f"pytorch conv2d {size}", "float32", convolve, size.flops, threads, seconds)
     for dtype in ("float32", "float64", "bfloat16", "float16"):
         kind = getattr(torch, dtype)
 
@@ -89,6 +119,10 @@ def _pytorch(threads: int, sets: dict[str, int], seconds: float) -> Iterator[Ker
 
 
 def _onnxruntime(threads: int, sets: dict[str, int], seconds: float) -> Iterator[Kernel]:
+    for size in _CONVOLUTIONS:
+        image = np.random.default_rng(0).random((1, size.inputs, size.side, size.side), dtype=np.float32)
+        convolve = partial(_convolution_session(size, threads).run, None, {"x": image})
+        yield _kernel(f"onnxruntime Conv {size}", "float32", convolve, size.flops, threads, seconds)
     types = {"float32": (np.float32, np.float32), "float64": (np.float64, np.float64),
              "float16": (np.float16, np.float16), "int8": (np.uint8, np.int8)}  # fmt: skip
     for dtype, (left, right) in types.items():
@@ -120,9 +154,22 @@ def _product(
         yield _kernel(name, dtype, make(SIDE), 2.0 * SIDE**3, threads, seconds)
 
 
+def _convolution_session(size: _Convolution, threads: int) -> Any:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).random((size.outputs, size.inputs, 3, 3), dtype=np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3], pads=[1] * 4)],
+        "convolution",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, size.inputs, size.side, size.side])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, size.outputs, size.side, size.side])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return _session(graph, threads)
+
+
 def _product_session(left: Any, right: Any, side: int, threads: int) -> Any:
     import onnx
-    import onnxruntime
     from onnx import helper
 
     integer = np.dtype(left).kind in "iu"
@@ -136,6 +183,13 @@ def _product_session(left: Any, right: Any, side: int, threads: int) -> Any:
         ],
         [helper.make_tensor_value_info("c", result, [side, side])],
     )
+    return _session(graph, threads)
+
+
+def _session(graph: Any, threads: int) -> Any:
+    import onnxruntime
+    from onnx import helper
+
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

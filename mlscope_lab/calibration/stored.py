@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "machine_identity"]
 
-_FORMAT = 1
-_ROUNDS, _SECONDS, _BUDGET_S = 15, 0.015, 14.0
+_FORMAT = 2
+_ROUNDS, _SECONDS, _BUDGET_S = 15, 0.002, 14.0
 _TIMEOUT_S = 300.0
 _LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu")
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

@@ -9,7 +9,7 @@ import pytest
 
 from mlscope_lab.calibration.gemm import SIDE, gemm_kernels
 from mlscope_lab.calibration.peers import installed_peers, peer_kernels
-from mlscope_lab.calibration.repeats import Kernel, sample, sized
+from mlscope_lab.calibration.repeats import Kernel, _rate, sample, sized
 from mlscope_lab.calibration.stream import _large, bandwidth_kernels
 
 
@@ -86,10 +86,18 @@ def test_threads_start_together_and_the_slowest_counts():
         meeting.wait()
         seen.append(threading.get_ident())
 
-    rate, share = sample(Kernel(name="n", target="t", work=[work] * 3, amount=1.0, threads=3))
+    rate, share = sample(Kernel(name="n", target="t", work=[work] * 3, amount=1.0, threads=3), batches=4)
     assert len(set(seen)) == 3
+    assert len(seen) == 12
     assert rate > 0
     assert share <= 1
+
+
+def test_threads_that_ran_side_by_side_count_with_their_own_time():
+    # begin, end and processor time of each thread
+    assert _rate([(0.0, 1.0, 1.0), (0.05, 1.05, 0.5)], 10.0) == (10.0, 0.5)
+    # one after the other: what they did took both times
+    assert _rate([(0.0, 1.0, 1.0), (1.0, 2.0, 1.0)], 10.0) == (5.0, 1.0)
 
 
 def test_work_that_fails_is_no_measurement():
@@ -98,7 +106,7 @@ def test_work_that_fails_is_no_measurement():
 
     hook, threading.excepthook = threading.excepthook, lambda _: None
     try:
-        with pytest.raises(RuntimeError, match="n failed in 2 of its threads"):
+        with pytest.raises(RuntimeError, match="n failed in one of its threads"):
             sample(Kernel(name="n", target="t", work=[fails] * 2, amount=1.0, threads=2))
     finally:
         threading.excepthook = hook
