@@ -120,7 +120,7 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.__stdout__):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # none, closed, or nowhere to write to
             stream.flush()  # type: ignore[union-attr]
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no C library to ask by that name
         ctypes.CDLL(None).fflush(None)
 
 
