@@ -38,7 +38,7 @@ _Columns = dict[str, _INT]
 _MAGIC = b"SQLite format 3\0"
 _MOST_ROWS = 10_000_000
 _MOST_TEXT = 256 << 20
-_LONGEST_TEXT = 1 << 20
+_LONGEST_TEXT = 1 << 18
 _LATEST_NS = 1 << 62
 _PROCESS = ~0xFFFFFF
 """What of a global thread id names the process, as Nsight's own reports mask it."""
@@ -79,14 +79,15 @@ class _Database:
         rows = self.connection.execute(f"PRAGMA table_info({_quoted(self.tables[table.lower()])})").fetchmany(5000)
         return {str(row[1]).lower(): str(row[1]) for row in rows}
 
-    def rows(self, table: str, wanted: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
-        """Yield rows some at a time; a column that the table lacks is None."""
+    def rows(self, table: str, wanted: Sequence[str], *, texts: bool = False) -> Iterator[list[tuple[Any, ...]]]:
+        """Yield rows some at a time, fewer where they hold texts; a column that the table lacks is None."""
         known = self.columns(table)
         if not known:
             return
         chosen = ", ".join(_quoted(known[name.lower()]) if name.lower() in known else "NULL" for name in wanted)
         cursor = self.connection.execute(f"SELECT {chosen} FROM {_quoted(self.tables[table.lower()])}")  # noqa: S608
-        while part := cursor.fetchmany(20_000):
+        # a crafted file may tell one long text in every row
+        while part := cursor.fetchmany(400 if texts else 20_000):
             self.left -= len(part)
             if self.left < 0:
                 raise InputError(f"{self.path} holds more than {_MOST_ROWS:,} events; profile a shorter range")
@@ -110,7 +111,7 @@ class _Database:
         """Return {key: text} of a small table."""
         found: dict[int, str] = {}
         room = _MOST_TEXT
-        for rows in self.rows(table, (key, text)):
+        for rows in self.rows(table, (key, text), texts=True):
             for number, value in rows:
                 if type(number) is int and isinstance(value, str):
                     room -= len(value)
@@ -280,7 +281,7 @@ class _Export:
         """Return NVTX events; their text is in the row, or a number of StringIds."""
         wanted = ("start", "end", "eventType", "textId", "globalTid", "text")
         starts, ends, kinds, threads, codes = [], [], [], [], []
-        for rows in self.data.rows("NVTX_EVENTS", wanted):
+        for rows in self.data.rows("NVTX_EVENTS", wanted, texts=True):
             for start, end, kind, number, thread, text in rows:
                 if kind is not None and kind not in {_MARK, *_RANGES}:
                     continue  # names of categories and domains

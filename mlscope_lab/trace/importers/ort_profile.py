@@ -58,20 +58,23 @@ _MOST_CELLS = 20_000_000
 
 
 class _Rows:
-    """Events of one kind as they are read."""
+    """Events of one kind as they are read, row behind row."""
 
     def __init__(self, *names: str) -> None:
-        self.columns = {name: array("q") for name in names}
+        self.names = names
+        self.cells = array("q")
 
     def add(self, *values: int) -> None:
-        for column, value in zip(self.columns.values(), values, strict=True):
-            column.append(value)
+        self.cells.extend(values)
 
     def __getitem__(self, name: str) -> _INT:
-        return np.frombuffer(self.columns[name], dtype=np.int64) if self.columns[name] else np.zeros(0, np.int64)
+        if not self.cells:
+            return np.zeros(0, dtype=np.int64)
+        rows = np.frombuffer(self.cells, dtype=np.int64).reshape(-1, len(self.names))
+        return np.ascontiguousarray(rows[:, self.names.index(name)])
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return len(self.cells) // len(self.names)
 
 
 class _Profile:
