@@ -210,7 +210,7 @@ def print_run(out: Console, run: xr.DataTree, *, slowest: int = SLOWEST) -> None
         [
             ("model", f"{attrs['model']} {attrs.get('model_version') or ''}".strip()),
             ("backend", f"{attrs['backend']}{version}, {attrs.get('execution_mode') or 'mode unknown'}"),
-            ("device", f"{attrs['device']}, {attrs['threads']} threads, {attrs['isolation']}"),
+            ("device", f"{attrs['device']}, {attrs['threads'] or 'unknown'} threads, {attrs['isolation']}"),
             ("batch size", attrs["batch_size"]),
             ("created", attrs["created_at"]),
             ("status", attrs["status"]),

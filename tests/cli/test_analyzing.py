@@ -80,6 +80,18 @@ def test_an_unknown_analysis_suggests_the_nearest(filled: Workspace) -> None:
     assert "Did you mean 'layer_latency'" in result.stderr
 
 
+def test_open_shows_what_each_level_cost(filled: Workspace) -> None:
+    shown = filled.invoke("open", "latest").stdout
+    table = shown[shown.index("Passes by level") :].splitlines()
+    assert "over the level above [interval]" in table[1]
+    assert [line.split()[0] for line in table[2:5]] == ["model", "layer", "kernel"]
+    assert "equal" in table[3]
+    (model, layer, kernel) = filled.json("open", "latest")["levels"]
+    assert model["overhead"] is None
+    assert kernel["overhead"] == pytest.approx(1.0)
+    assert layer["outputs_equal"] == 1
+
+
 def test_tables_of_two_dimensions() -> None:
     import xarray as xr
 
