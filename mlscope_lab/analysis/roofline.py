@@ -6,6 +6,9 @@ footprint. Bytes are each tensor that the row reads or writes, once; whatever mo
 roof lower. A footprint that a cache holds may come from there, whoever put it there, so the roof of a footprint takes
 as much of it as fits from each level, the fastest first, and the rest from the next.
 
+Operations are those that the cost counts. A convolution's on padding are among them, although a kernel may leave them
+out, so that one on a small picture (7 by 7: a fifth of its operations) can come out that much nearer to its roof.
+
 References
 ----------
 Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore architectures", CACM

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,8 +48,13 @@ def _estimate(kernel: Mapping[str, Any]) -> _Rate:
 
 
 def _best(kernels: Sequence[Mapping[str, Any]], target: str) -> _Rate:
-    found = [_estimate(k) for k in kernels if k["target"] == target]
-    return max(found, key=lambda rate: rate.bounds[0], default=_Rate())
+    own = [kernel for kernel in kernels if kernel["target"] == target]
+    best = max((_estimate(kernel) for kernel in own), key=lambda rate: rate.bounds[0], default=_Rate())
+    if not own:
+        return best
+    # what any of them was once seen to do the machine can do
+    centre, low, high = best.bounds
+    return replace(best, bounds=(centre, low, max(high, *(max(kernel["rates"]) for kernel in own))))
 
 
 def _texts(values: Sequence[str]) -> npt.NDArray[Any]:
@@ -96,8 +101,8 @@ def peaks_from_samples(
     -------
     xarray.Dataset
         Along ``level``: ``bandwidth`` (byte/s), the best kernel's median over its undisturbed repeats, with
-        ``bandwidth_low`` and ``bandwidth_high``, the smallest and the largest of them (what a further repeat may show,
-        not how well the median is known); ``capacity_bytes``; ``bandwidth_kernel``, its name; ``triad``, the median of
+        ``bandwidth_low``, the smallest of them, and ``bandwidth_high``, the most that any kernel was seen to do (what a
+        further repeat may show, not how well the median is known); ``capacity_bytes``; ``bandwidth_kernel``, its name; ``triad``, the median of
         STREAM's triad alone, NaN where not measured. Along ``dtype``: ``throughput`` (operations a second) with bounds
         and kernel alike. Attribute ``disturbed``: levels and types of which too few repeats had the processors to
         themselves: their peak is the most that was seen, and the upper bound what it would have been alone.

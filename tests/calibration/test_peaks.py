@@ -17,6 +17,7 @@ KERNELS = [
     kernel("numpy copy", "memory", [30.0, 26.0, 28.0]),
     kernel("numpy add", "L1", [100.0, 400.0, 380.0, 390.0], [0.5, 1.0, 0.99, 0.96]),
     kernel("numpy matmul", "float32", [200.0, 210.0, 190.0]),
+    kernel("numpy once", "float32", [120.0, 290.0, 130.0]),
     kernel("pytorch mm", "float32", [205.0, 250.0, 100.0]),
     kernel("pytorch mm", "bfloat16", [30.0, 50.0, 40.0], [0.5, 0.5, 0.8]),
 ]
@@ -31,6 +32,7 @@ def test_the_best_kernel_by_its_median_is_the_roof_and_its_repeats_the_error():
     assert memory["triad"] == 19
     single = peaks.sel(dtype="float32")
     assert (single["throughput_kernel"], single["throughput"]) == ("pytorch mm", 205)
+    assert (single["throughput_low"], single["throughput_high"]) == (100, 290)
     assert peaks["bandwidth"].attrs["units"] == "byte/s"
     assert np.isinf(memory["capacity_bytes"])
 
