@@ -108,6 +108,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "communication_overlap": "mlscope_lab.analysis.device:communication_overlap",
         "busy_timeline": "mlscope_lab.analysis.timeline:busy_timeline",
         "critical_path": "mlscope_lab.analysis.critical_path:critical_path",
+        "critical_path_by_name": "mlscope_lab.analysis.critical_path:critical_path_by_name",
         "what_if": "mlscope_lab.analysis.what_if:what_if",
         "layer_statistics": "mlscope_lab.analysis.configurations:layer_statistics",
         "predict_latency": "mlscope_lab.analysis.configurations:predict_latency",

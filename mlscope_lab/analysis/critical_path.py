@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.analysis.tables import NO_LAYER, run_attrs, table, texts
+from mlscope_lab.analysis.intervals import sum_by_group
+from mlscope_lab.analysis.tables import NO_LAYER, run_attrs, share_of, table, texts
 from mlscope_lab.analysis.work import Rows, Work, events_of, layer_labels, work_of
 from mlscope_lab.errors import InputError
 from mlscope_lab.trace import schema
@@ -25,7 +26,7 @@ from mlscope_lab.trace import schema
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["critical_path"]
+__all__ = ["critical_path", "critical_path_by_name"]
 
 KINDS = ("device", "host", "launch", "wait")
 _DEVICE, _HOST, _LAUNCH, _WAIT = range(4)
@@ -112,6 +113,42 @@ def critical_path(run: xr.DataTree, *, iteration: int | None = None) -> xr.Datas
     host = _host(run, window, threads)
     path = _walk(device, calls, host, window)
     return _as_dataset(run, work, path, device, host, window)
+
+
+def critical_path_by_name(run: xr.DataTree, *, iteration: int | None = None) -> xr.Dataset:
+    """Sum the critical path by what is on it: kernels, operators, launches and waits.
+
+    Parameters
+    ----------
+    run, iteration
+        As for `critical_path`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along ``name``, longest first: ``kind``, ``duration_ns`` (sum of its segments), ``share`` of the path, ``count``
+        of segments. One name of two kinds (a kernel, and the launches of it) is two rows. The shares sum to 1.
+
+    Raises
+    ------
+    SchemaError
+        If the run has neither kernels nor operators.
+    InputError
+        If it has no such iteration.
+    """
+    path = critical_path(run, iteration=iteration)
+    number: dict[tuple[str, str], int] = {}
+    pairs = zip(path["kind"].values, path["name"].values, strict=True)
+    group = np.array([number.setdefault(pair, len(number)) for pair in pairs], dtype=np.int64)
+    total = sum_by_group(path["duration_ns"].values, group, len(number))
+    order = np.argsort(-total, kind="stable")
+    labels = list(number)
+    columns = {
+        "kind": texts([labels[i][0] for i in order]), "duration_ns": total[order], "share": share_of(total)[order],
+        "count": np.bincount(group, minlength=len(number))[order],
+    }  # fmt: skip
+    scalars = {str(name): int(value) for name, value in path.data_vars.items() if not value.dims}
+    return table("name", texts([labels[i][1] for i in order]), columns, scalars=scalars, attrs=path.attrs)
 
 
 @dataclass(frozen=True, kw_only=True)

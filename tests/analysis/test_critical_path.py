@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlscope_lab.analysis.critical_path import critical_path
+from mlscope_lab.analysis.critical_path import critical_path, critical_path_by_name
 from mlscope_lab.errors import InputError
 
 
@@ -111,6 +111,17 @@ def test_an_iteration_is_chosen(imported, run):
     lengths = layers["pass_duration_ns"].values[layers["pass_index"].values == 2]
     assert int(measured["path_ns"]) == sorted(lengths)[4]
     assert set(measured["layer"].values) > {"block0.layer1", "(no layer)"}
+
+
+def test_by_name(imported):
+    run = imported(operators=[operator("a", 0, 10), operator("inside", 2, 3, 0), operator("b", 15, 5)])
+    found = critical_path_by_name(run)
+    assert dict(zip(found["name"].values, found["duration_ns"].values.tolist(), strict=True)) == {
+        "a": 7, "": 5, "b": 5, "inside": 3,
+    }  # fmt: skip
+    assert found["count"].values.tolist() == [2, 1, 1, 1]
+    assert float(found["share"].sum()) == pytest.approx(1)
+    assert int(found["path_ns"]) == int(found["duration_ns"].sum()) == 20
 
 
 drawn = st.lists(
