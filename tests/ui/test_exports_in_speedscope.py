@@ -68,8 +68,8 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     thread.join()
 
 
-# of a Chrome trace it shows the thread, two streams and the counter ranges; layers lie on no thread there
-@pytest.mark.parametrize(("form", "profiles"), [("speedscope", 6), ("perfetto", 4)])
+# of a Chrome trace it shows the thread, two streams, the steps and the counter ranges; layers lie on no thread there
+@pytest.mark.parametrize(("form", "profiles"), [("speedscope", 6), ("perfetto", 5)])
 def test_speedscope_opens_what_is_exported(served: tuple[Path, str], form: str, profiles: int) -> None:
     executable = _chromium()
     if executable is None:

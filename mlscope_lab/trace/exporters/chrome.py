@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.trace import schema
+from mlscope_lab.trace.exporters.steps import steps_of
 from mlscope_lab.trace.exporters.timeline import (
     PassSpan,
     lanes,
@@ -184,6 +185,7 @@ class _Trace:
         self.out.write(json.dumps(head)[:-1] + ', "traceEvents": [\n')
         for span in self.passes:
             self._pass(span)
+        self._steps()
         for group in (schema.ANNOTATIONS, schema.OPERATORS, schema.RUNTIME, schema.KERNELS):
             self._spans(group)
         self._counters()
@@ -243,6 +245,18 @@ class _Trace:
                     self._lines(lines)
                     lines = []
             self._lines(lines)
+
+    def _steps(self) -> None:
+        """Mark iterations as PyTorch's profiler does; a trace of it that was imported marks them itself."""
+        start, end = steps_of(self.run, self.passes)
+        home = self._home(0)
+        if len(start):
+            self.names[home, _TRACKS] = "steps"
+        self._lines([
+            f'{{"ph":"X","cat":"user_annotation","name":"ProfilerStep#{number}","pid":{home},"tid":{_TRACKS},"ts":{ts},'
+            f'"dur":{dur},"args":{{}}}}'
+            for number, (ts, dur) in enumerate(zip(_us(start - self.base), _us(end - start), strict=True))
+        ])  # fmt: skip
 
     def _spans(self, group: str) -> None:
         texts = texts_of(self.run, group)

@@ -58,6 +58,16 @@ class _Database:
         # immutable: no lock, no journal and no write-ahead log of the database is looked for beside it
         self.path = path
         self.connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        self.tables: dict[str, str] = {}
+        self.left = _MOST_ROWS
+        try:
+            self._restrict()
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _restrict(self) -> None:
+        """Switch off whatever may run, then look which plain tables there are."""
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_TEXT)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 1 << 20)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
@@ -69,7 +79,6 @@ class _Database:
         # a view cannot be told from a table by its name, and a virtual table has no page of its own
         rows = self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")
         self.tables = {str(name).lower(): str(name) for (name,) in rows.fetchmany(5000)}
-        self.left = _MOST_ROWS
 
     def columns(self, table: str) -> dict[str, str]:
         """Return {lower-case name: name} of the stored columns of a table, {} if there is no such table."""
