@@ -208,6 +208,7 @@ def _load(
             "device": "cuda" if len(found.kernels) else "cpu",
             "warnings": warnings,
             "unavailable": unavailable,
+            "trace": {"events": found.events + found.damaged},
         },
         events=runs.events(),
         layers=layers,

@@ -128,6 +128,7 @@ def load_profile(
         attrs={
             "model": path.name, "backend": "tensorrt", "source_format": "trtexec", "device": "cuda",
             "execution_mode": "graph", "iterations_averaged": count, "warnings": warnings, "unavailable": unavailable,
+            "trace": {"events": len(names)},
         },
         events={}, layers=layers, wall_ns=wall, level="layer", resolution_ns=1000, iterations=rows,
     )  # fmt: skip

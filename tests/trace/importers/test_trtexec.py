@@ -64,6 +64,7 @@ def test_a_profile_has_layers_with_their_medians(files):
     assert layers["median_ns"].attrs == {"units": "ns", "provenance": "imported",
                                          "long_name": "median over iterations (-1: not told)"}  # fmt: skip
     assert run.attrs["iterations_averaged"] == 11
+    assert run.attrs["trace"]["events"] == 3
     assert "laid end to end" in run.attrs["unavailable"]["start_ns"]
     assert "--exportLayerInfo" in run.attrs["unavailable"]["types"]
     assert run.mlscope.layers()["share"].sum() == pytest.approx(1.0)
