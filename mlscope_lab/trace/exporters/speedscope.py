@@ -117,6 +117,11 @@ def _profiles(name: str, start: _INT, duration: _INT, frame: _INT) -> Iterator[_
     """Yield a profile for each lane that overlapping spans need."""
     end = start + duration
     lane = lanes(start, end)
+    if (lane < 0).any():
+        raise InputError(
+            f"{int((lane < 0).sum()):,} spans of {name} overlap so many others that speedscope could not show them; "
+            "export the run for Perfetto instead (--to perfetto)"
+        )
     for number in range(int(lane.max(initial=-1)) + 1):
         here = lane == number
         title = name if not number else f"{name}, overlapping {number}"

@@ -37,6 +37,7 @@ __all__ = [
 
 _SLICE = 1 << 14
 """Rows at a time: their texts take some ten megabytes, whatever the group's length."""
+_MOST_LANES = 256
 _READ = 16 * _SLICE
 """Rows read at a time: a stored chunk is decompressed whole for each piece of it."""
 
@@ -173,7 +174,7 @@ def texts_of(run: xr.DataTree, group: str) -> dict[str, list[str]]:
 
 
 def lanes(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    """Return for each span a lane such that those of one lane lie apart or inside each other.
+    """Return for each span a lane such that those of one lane lie apart or inside each other, -1 beyond 256 lanes.
 
     Parameters
     ----------
@@ -197,8 +198,10 @@ def lanes(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> npt.NDArr
                 found[here] = lane
                 break
         else:
-            found[here] = len(open_ends)
-            open_ends.append([finish])
+            # looking through ever more lanes would take forever, and nobody reads so many
+            found[here] = len(open_ends) if len(open_ends) < _MOST_LANES else -1
+            if found[here] >= 0:
+                open_ends.append([finish])
     return found
 
 

@@ -119,6 +119,14 @@ def test_spans_that_overlap_get_a_profile_each(tmp_path):
     assert [frame["name"] for frame in found["shared"]["frames"]] == ['a"<\n', "b", "c", "unknown"]
 
 
+def test_spans_that_overlap_without_end_are_refused(tmp_path):
+    times = {"start_ns": np.arange(300), "duration_ns": np.full(300, 300)}
+    run = build_imported(attrs={"model": "m", "backend": "b"}, events={"operators": EventTable(columns=times)},
+                         wall_ns=600, level="operator")  # fmt: skip
+    with pytest.raises(InputError, match="44 spans of thread unknown overlap so many others"):
+        exported(run, tmp_path)
+
+
 def test_what_cannot_be_shown_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "run.speedscope.json"
     samples = EventTable(columns={"time_ns": np.zeros(1, dtype=np.int64)})

@@ -36,6 +36,12 @@ def test_spans_of_a_lane_lie_apart_or_inside_each_other(spans):
         assert sorted(seen) == list(range(len(here)))
 
 
+def test_spans_that_overlap_without_end_take_no_time():
+    n = 20_000
+    lane = lanes(np.arange(n), np.arange(n) + n)
+    assert sorted(set(lane.tolist())) == list(range(-1, 256))
+
+
 def test_passes_lie_on_one_clock():
     run = synthetic_run(deep=True)
     spans = passes_of(run)
