@@ -44,7 +44,8 @@ def detect_format(path: str | os.PathLike[str]) -> str:
         If there is no such file, or no importer recognises it.
     """
     head = _head(_existing(path))
-    for name, importer in plugins.load_all(_GROUP):
+    # a plugin's format may be a kind of Chrome's, which ours would take for it
+    for name, importer in sorted(plugins.load_all(_GROUP), key=lambda item: item[0] in plugins.BUILTINS[_GROUP]):
         if importer.recognises(head):
             return name
     raise InputError(
