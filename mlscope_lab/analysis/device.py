@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.analysis.intervals import intersection_ns, merge, sum_by_group, union_by_group, union_ns
+from mlscope_lab.analysis.intervals import sum_by_group, union_by_group
 from mlscope_lab.analysis.tables import run_attrs, share_of, table, texts
 from mlscope_lab.analysis.work import KINDS, Work, work_of
 from mlscope_lab.errors import InputError
@@ -174,7 +174,7 @@ def kernel_kinds(run: xr.DataTree) -> xr.Dataset:
     work = work_of(run)
     kind = work.kind.astype(np.int64)
     lanes = lanes_of(work)
-    device, devices = _devices(lanes)
+    device, devices, _ = _devices(lanes)
     union = union_by_group(work.start, work.length, kind * devices + device[lanes.lane], len(KINDS) * devices)
     total = sum_by_group(work.duration, kind, len(KINDS))
     columns = {
@@ -185,12 +185,23 @@ def kernel_kinds(run: xr.DataTree) -> xr.Dataset:
     return table("kind", texts(KINDS)[rows], {name: v[rows] for name, v in columns.items()}, attrs=_attrs(run, work))
 
 
-def _devices(lanes: Lanes) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the number of each lane's device (of its pass), and how many there are."""
+def _devices(lanes: Lanes) -> tuple[npt.NDArray[np.int64], int, npt.NDArray[np.intp]]:
+    """Return the number of each lane's device (of its pass), how many there are, and a lane of each."""
     pairs = np.stack([lanes.pass_index, lanes.device], axis=1)
-    _, number = np.unique(pairs, axis=0, return_inverse=True)
-    number = number.reshape(-1).astype(np.int64)
-    return number, int(number.max(initial=-1)) + 1
+    _, first, number = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    return number.reshape(-1).astype(np.int64), len(first), first
+
+
+def _spans(
+    start: npt.NDArray[np.int64], length: npt.NDArray[np.int64], group: npt.NDArray[np.int64], groups: int
+) -> npt.NDArray[np.int64]:
+    """Return the time from the first start to the last end of each group, 0 for an empty one."""
+    inside = group >= 0
+    first, last = np.full(groups, np.iinfo(np.int64).max), np.full(groups, np.iinfo(np.int64).min)
+    np.minimum.at(first, group[inside], start[inside])
+    np.maximum.at(last, group[inside], (start + length)[inside])
+    used = last >= first
+    return np.where(used, np.where(used, last, 0) - np.where(used, first, 0), 0)
 
 
 def temporal_breakdown(run: xr.DataTree) -> xr.Dataset:
@@ -216,22 +227,12 @@ def temporal_breakdown(run: xr.DataTree) -> xr.Dataset:
     """
     work = work_of(run)
     lanes = lanes_of(work)
-    device, devices = _devices(lanes)
-    of = device[lanes.lane]
-    length = work.length
-    rows = []
-    for number in range(devices):
-        chosen = working(work) & (of == number)
-        start, duration, kind = work.start[chosen], length[chosen], work.kind[chosen]
-        if not len(start):
-            rows.append((0, 0, 0))
-            continue
-        computing = kind == _COMPUTE
-        span = int((start + duration).max() - start.min())
-        busy = union_ns(start, duration)
-        rows.append((span, busy, busy if computing.all() else union_ns(start[computing], duration[computing])))
-    span, busy, compute = np.array(rows, dtype=np.int64).T
-    first = np.array([int(np.flatnonzero(device == number)[0]) for number in range(devices)])
+    device, devices, first = _devices(lanes)
+    of, length, kind = device[lanes.lane], work.length, work.kind
+    everything = np.where(kind == _SYNCHRONISATION, -1, of)
+    busy = union_by_group(work.start, length, everything, devices)
+    compute = union_by_group(work.start, length, np.where(kind == _COMPUTE, of, -1), devices)
+    span = _spans(work.start, length, everything, devices)
     columns: dict[str, Any] = {
         "pass_index": lanes.pass_index[first], "span_ns": span, "busy_ns": busy, "compute_ns": compute,
         "non_compute_ns": busy - compute, "idle_ns": span - busy,
@@ -268,10 +269,7 @@ def stream_utilization(run: xr.DataTree) -> xr.Dataset:
     lane, start, length = lanes.lane[chosen], work.start[chosen], work.length[chosen]
     busy = union_by_group(start, length, lane, len(lanes))
     count = np.bincount(lane, minlength=len(lanes))
-    first, last = np.full(len(lanes), np.iinfo(np.int64).max), np.zeros(len(lanes), dtype=np.int64)
-    np.minimum.at(first, lane, start)
-    np.maximum.at(last, lane, start + length)
-    span = np.where(count > 0, last - np.where(count > 0, first, 0), 0)
+    span = _spans(start, length, lane, len(lanes))
     columns = {
         "pass_index": lanes.pass_index, "device_number": lanes.device, "stream_number": lanes.stream,
         "kernels": count, "span_ns": span, "busy_ns": busy, "idle_ns": span - busy,
@@ -387,18 +385,14 @@ def communication_overlap(run: xr.DataTree) -> xr.Dataset:
     """
     work = work_of(run)
     lanes = lanes_of(work)
-    device, devices = _devices(lanes)
-    of, length = device[lanes.lane], work.length
-    rows = []
-    for number in range(devices):
-        sets = []
-        for kind in (_COMMUNICATION, _COMPUTE):
-            chosen = (work.kind == kind) & (of == number)
-            sets.append(merge(work.start[chosen], length[chosen]))
-        lengths = [int((end - begin).sum()) for begin, end in sets]
-        rows.append((*lengths, intersection_ns(*sets)))
-    communication, compute, overlap = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-    first = np.array([int(np.flatnonzero(device == number)[0]) for number in range(devices)])
+    device, devices, first = _devices(lanes)
+    of, kind = device[lanes.lane], work.kind
+
+    def union(*kinds: int) -> npt.NDArray[np.int64]:
+        return union_by_group(work.start, work.length, np.where(np.isin(kind, kinds), of, -1), devices)
+
+    communication, compute = union(_COMMUNICATION), union(_COMPUTE)
+    overlap = communication + compute - union(_COMMUNICATION, _COMPUTE)
     columns = {
         "pass_index": lanes.pass_index[first], "communication_ns": communication, "compute_ns": compute,
         "overlap_ns": overlap, "exposed_ns": communication - overlap,

@@ -123,6 +123,11 @@ def union_by_group(start: Ints, duration: Ints, group: npt.NDArray[Any], groups:
         start, duration, group = start[inside], duration[inside], group[inside]
     if not len(start):
         return np.zeros(groups, dtype=np.int64)
+    only = int(group[0])
+    if groups == 1 or bool((group == only).all()):  # one stream of one device, as most traces have
+        found = np.zeros(groups, dtype=np.int64)
+        found[only] = union_ns(start, duration)
+        return found
     end = start + duration
     first = np.full(groups, np.iinfo(np.int64).max, dtype=np.int64)
     last = np.full(groups, np.iinfo(np.int64).min, dtype=np.int64)
@@ -180,12 +185,12 @@ def ancestors_with(flag: npt.NDArray[np.bool_], parent: npt.NDArray[Any]) -> npt
     parent
         (N,) index of the enclosing event, -1 for none.
     """
-    found = np.zeros(len(flag), dtype=bool)
-    at = parent.copy()
-    for _ in range(len(flag)):  # as often as events are nested
-        alive = at >= 0
-        if not alive.any():
+    # each step looks twice as far up, so that even a chain without an end is soon done
+    above = np.append(parent, -1)
+    found: npt.NDArray[np.bool_] = np.append(flag, False)[above]
+    for _ in range(len(flag).bit_length()):
+        if (above < 0).all():
             break
-        found[alive] |= flag[at[alive]]
-        at[alive] = parent[at[alive]]
-    return found
+        found |= found[above]
+        above = above[above]
+    return found[:-1]

@@ -19,7 +19,7 @@ from mlscope_lab.analysis.metrics import Peaks, metric_totals, metric_work, roof
 from mlscope_lab.analysis.shapes import bytes_of
 from mlscope_lab.analysis.statistics import median_bounds, medians_by_group
 from mlscope_lab.analysis.tables import NO_LAYER, share_of, table, texts
-from mlscope_lab.analysis.work import Work, work_of
+from mlscope_lab.analysis.work import Work, cells_of, work_of
 from mlscope_lab.trace import schema
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def _by_layer(work: Work) -> tuple[npt.NDArray[np.int64], int]:
 def _busy(work: Work, group: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.int64]:
     """Return the union of the intervals by iteration and group, so that what runs at once counts once."""
     place = np.where(work.iteration >= 0, work.iteration * groups + group, -1)
-    return union_by_group(work.start, work.length, place, work.iterations * groups).reshape(work.iterations, groups)
+    cells = cells_of(work.iterations, groups)
+    return union_by_group(work.start, work.length, place, cells).reshape(work.iterations, groups)
 
 
 def _types(run: xr.DataTree) -> npt.NDArray[np.object_]:

@@ -22,7 +22,7 @@ from mlscope_lab.analysis.metrics import Peaks, metric_totals, roof_columns
 from mlscope_lab.analysis.sites import Sites, sites_of
 from mlscope_lab.analysis.statistics import median_bounds
 from mlscope_lab.analysis.tables import run_attrs, share_of, table, texts
-from mlscope_lab.analysis.work import KINDS, Work, work_of
+from mlscope_lab.analysis.work import KINDS, Work, cells_of, work_of
 from mlscope_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def per_iteration(work: Work, values: npt.NDArray[Any], group: npt.NDArray[Any],
         How many there are.
     """
     place = np.where((work.iteration >= 0) & (group >= 0), work.iteration * groups + group, -1)
-    return sum_by_group(values, place, work.iterations * groups).reshape(work.iterations, groups)
+    return sum_by_group(values, place, cells_of(work.iterations, groups)).reshape(work.iterations, groups)
 
 
 def totals(sums: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float64]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mlscope_lab.analysis.intervals import sum_by_group
 from mlscope_lab.analysis.layers import layer_data
 from mlscope_lab.analysis.tables import NO_LAYER, run_attrs, table, texts
-from mlscope_lab.analysis.work import Rows, events_of, iterations_of, own_parents
+from mlscope_lab.analysis.work import Rows, cells_of, events_of, iterations_of, own_parents
 from mlscope_lab.trace import schema
 from mlscope_lab.trace.events import attrs_of_pass
 
@@ -43,8 +43,8 @@ def _of_operators(rows: Rows, layers: int) -> npt.NDArray[np.float64] | None:
     # an operator that calls others that say what they allocated says the same again, however deep these are
     outer = np.zeros(len(rows), dtype=bool)
     at = parent[said]
-    while (at >= 0).any():
-        at = np.unique(at[at >= 0])
+    while len(at := np.unique(at[at >= 0])):
+        at = at[~outer[at]]  # what is above a row that was seen was seen, too
         outer[at] = True
         at = parent[at]
     return _median_by_layer(rows, rows.column("layer_index"), np.where(said & ~outer, size, 0), layers)
@@ -55,7 +55,7 @@ def _median_by_layer(
 ) -> npt.NDArray[np.float64]:
     iteration, iterations, _ = iterations_of(rows)
     group = np.where(iteration >= 0, iteration * (layers + 1) + np.where(layer >= 0, layer, layers), -1)
-    sums = sum_by_group(size.astype(np.int64), group, iterations * (layers + 1)).reshape(iterations, layers + 1)
+    sums = sum_by_group(size.astype(np.int64), group, cells_of(iterations, layers + 1)).reshape(iterations, layers + 1)
     return np.asarray(np.median(sums, axis=0), dtype=np.float64)
 
 

@@ -58,7 +58,10 @@ def busy_timeline(run: xr.DataTree, *, steps: int = 400) -> xr.Dataset:
     begin, end = (int(start.min()), int((start + length).max())) if len(start) else (0, 1)
     # integers, so that the pieces tile the whole
     edges = begin + (end - begin) * np.arange(steps + 1, dtype=np.int64) // steps
-    busy = np.array([_reached(start[lane == number], length[lane == number], edges) for number in of])
+    order = np.argsort(lane, kind="stable")
+    lane, start, length = lane[order], start[order], length[order]
+    bounds = np.searchsorted(lane, np.stack([of, of + 1]))
+    busy = np.array([_reached(start[a:b], length[a:b], edges) for a, b in bounds.T])
     busy = np.diff(busy, axis=1)
     lengths = np.diff(edges)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -19,17 +19,29 @@ import numpy.typing as npt
 from mlscope_lab.analysis.counters import metrics_of
 from mlscope_lab.analysis.intervals import ancestors_with, exclusive_ns
 from mlscope_lab.analysis.tables import NO_LAYER, texts
-from mlscope_lab.errors import SchemaError
+from mlscope_lab.errors import InputError, SchemaError
 from mlscope_lab.trace import schema
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["KINDS", "Rows", "Work", "events_of", "iterations_of", "kinds_of", "layer_labels", "own_parents", "work_of"]
+__all__ = [
+    "KINDS",
+    "Rows",
+    "Work",
+    "cells_of",
+    "events_of",
+    "iterations_of",
+    "kinds_of",
+    "layer_labels",
+    "own_parents",
+    "work_of",
+]
 
 KINDS = ("compute", "communication", "memory", "synchronisation")
 """Of work on a device. Waiting for an event is no work; it has a kind of its own, so that no sum takes it for one."""
 
+_MOST_CELLS = 1 << 26
 _SOURCES = {
     schema.KERNELS: "kernels: work on the device",
     schema.COUNTERS: "counters: ranges measured around each kernel, because the run holds no device kernels",
@@ -256,9 +268,29 @@ def iterations_of(rows: Rows) -> tuple[npt.NDArray[np.int64], int, bool]:
         return np.zeros(len(rows), dtype=np.int64), 1, False
     place = rows.column("pass_index").astype(np.int64) * width + own
     inside = own >= 0
+    if int(place.max()) > 4 * len(place) + 1024:  # numbers as large as a foreign trace likes
+        used, number = np.unique(np.where(inside, place, -1), return_inverse=True)
+        none = int(used[0] < 0)
+        return np.where(inside, number - none, -1).astype(np.int64), len(used) - none, True
     seen = np.bincount(place[inside]) > 0
     number = np.cumsum(seen) - 1
     return np.where(inside, number[np.where(inside, place, 0)], -1), int(seen.sum()), True
+
+
+def cells_of(iterations: int, groups: int) -> int:
+    """Return the cells of a table of iterations by groups, of which a median is to be taken.
+
+    Raises
+    ------
+    InputError
+        If they would not fit into a sane amount of memory.
+    """
+    if iterations * groups > _MOST_CELLS:
+        raise InputError(
+            f"A table of {iterations} iterations by {groups} rows is too large to be summarised (at most {_MOST_CELLS} "
+            "cells); import a part of the trace, or profile fewer iterations"
+        )
+    return iterations * groups
 
 
 def _layers_of(rows: Rows, run: xr.DataTree) -> npt.NDArray[np.int32]:

@@ -93,3 +93,10 @@ def test_ancestors_with_a_flag():
     parent = np.array([-1, 0, 1, -1, 3])
     flag = np.array([True, False, False, False, True])
     assert ancestors_with(flag, parent).tolist() == [False, True, True, False, False]
+
+
+def test_a_chain_without_an_end_is_done():
+    parent = np.array([1, 2, 0, 0, -1])
+    assert ancestors_with(np.array([False, True, False, False, False]), parent).tolist() == [True] * 4 + [False]
+    deep = np.arange(-1, 9999)
+    assert ancestors_with(deep == 41, deep).sum() == 10000 - 43

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlscope_lab.analysis.work import KINDS, events_of, kinds_of, layer_labels, work_of
-from mlscope_lab.errors import SchemaError
+from mlscope_lab.analysis.work import KINDS, cells_of, events_of, kinds_of, layer_labels, work_of
+from mlscope_lab.errors import InputError, SchemaError
 from mlscope_lab.testing import synthetic_run
 
 
@@ -90,3 +90,17 @@ def test_counts_of_the_whole_process_are_no_kernels(imported):
     assert work_of(run).group == "operators"
     with pytest.raises(SchemaError, match="has no counters"):
         work_of(run, group="counters")
+
+
+def test_numbers_of_iterations_may_be_any(imported):
+    common = {"name": "k", "category": "kernel", "duration_ns": 1, "stream": 0, "device": 0}
+    numbers = [2**31 - 1, -1, 7, 2**31 - 1]
+    work = work_of(imported(kernels=[common | {"start_ns": i, "iteration": n} for i, n in enumerate(numbers)]))
+    assert work.iterations == 2
+    assert work.iteration.tolist() == [1, -1, 0, 1]
+
+
+def test_a_table_that_fits_no_memory_is_refused():
+    assert cells_of(1000, 1000) == 10**6
+    with pytest.raises(InputError, match="too large to be summarised"):
+        cells_of(10**6, 10**6)
