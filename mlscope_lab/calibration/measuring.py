@@ -9,7 +9,7 @@ from typing import Any
 from mlscope_lab.calibration.caches import CacheLevel
 from mlscope_lab.calibration.gemm import gemm_kernels
 from mlscope_lab.calibration.peers import peer_kernels
-from mlscope_lab.calibration.repeats import Kernel, Samples, sample
+from mlscope_lab.calibration.repeats import BATCHES, Kernel, Samples, sample
 from mlscope_lab.calibration.stream import bandwidth_kernels
 
 __all__ = ["MEMORY", "measure_peaks", "working_sets"]
@@ -18,6 +18,7 @@ MEMORY = "memory"
 _MEMORY_FACTOR = 4
 _UNKNOWN_CACHE_BYTES = 64 * 2**20
 _LARGE_BYTES = 4 * 2**20
+_LEAST_ROUNDS = 3
 
 
 def working_sets(caches: Sequence[CacheLevel], threads: int, available_bytes: int) -> dict[str, int]:
@@ -59,14 +60,20 @@ def measure_peaks(task: Mapping[str, Any], note: Callable[[str], None]) -> dict[
     begin = time.monotonic()
     sets, kernels = _kernels(task, note)
     found = [Samples(name=kernel.name, target=kernel.target) for kernel in kernels]
+    budget, batches = float(task["budget_s"]), BATCHES
     for number in range(int(task["rounds"])):
-        if number >= 3 and time.monotonic() - begin > float(task["budget_s"]):
+        started = time.monotonic()
+        if number >= _LEAST_ROUNDS and started - begin > budget:
             break
         note(f"Round {number + 1} of {task['rounds']}")
         for kernel, samples in zip(kernels, found, strict=True):
-            rate, share = sample(kernel)
+            rate, share = sample(kernel, batches=batches)
             samples.rates.append(rate)
             samples.shares.append(share)
+        # on a busy machine shorter rounds rather than too few of them
+        left = max(0.0, budget - (time.monotonic() - begin)) / max(1, _LEAST_ROUNDS - number - 1)
+        if number + 1 < _LEAST_ROUNDS and (took := time.monotonic() - started) > left:
+            batches = max(2, int(batches * left / took))
     samples_of = [{"name": s.name, "target": s.target, "rates": s.rates, "shares": s.shares} for s in found]
     return {"sets": sets, "kernels": samples_of}
 

@@ -102,10 +102,11 @@ def peaks_from_samples(
     xarray.Dataset
         Along ``level``: ``bandwidth`` (byte/s), the best kernel's median over its undisturbed repeats, with
         ``bandwidth_low``, the smallest of them, and ``bandwidth_high``, the most that any kernel was seen to do (what a
-        further repeat may show, not how well the median is known); ``capacity_bytes``; ``bandwidth_kernel``, its name; ``triad``, the median of
-        STREAM's triad alone, NaN where not measured. Along ``dtype``: ``throughput`` (operations a second) with bounds
-        and kernel alike. Attribute ``disturbed``: levels and types of which too few repeats had the processors to
-        themselves: their peak is the most that was seen, and the upper bound what it would have been alone.
+        further repeat may show, not how well the median is known); ``capacity_bytes``; ``bandwidth_kernel``, its name;
+        ``triad``, the median of STREAM's triad alone, NaN where not measured. Along ``dtype``: ``throughput``
+        (operations a second) with bounds and kernel alike. Attribute ``disturbed``: levels and types of which too few
+        repeats had the processors to themselves: their peak is the most that was seen, and the upper bound what it
+        would have been alone.
     """
     levels = [_best(kernels, level) for level in capacities]
     dtypes = {dtype: rate for dtype in _DTYPES if (rate := _best(kernels, dtype)).kernel}

@@ -15,8 +15,8 @@ from mlscope_lab.calibration.repeats import Kernel, sized
 
 __all__ = ["installed_peers", "peer_kernels"]
 
-_SLOWEST_SECONDS = 0.5
-"""A product that takes longer than this for its least size is done by plain loops: no roof, and no time for it."""
+_SLOWEST_SECONDS = 0.025
+"""A product that takes longer than this is done by plain loops: no roof, so a small one will do."""
 _TRIAL_SIDE = 128
 
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Kernel", "Samples", "sample", "sized"]
+__all__ = ["BATCHES", "Kernel", "Samples", "sample", "sized"]
 
-_BATCHES = 8
+BATCHES = 8
 _OVERLAP = 0.9
 
 
@@ -62,7 +62,7 @@ class Samples:
     shares: list[float] = field(default_factory=list)
 
 
-def sample(kernel: Kernel, *, batches: int = _BATCHES) -> tuple[float, float]:
+def sample(kernel: Kernel, *, batches: int = BATCHES) -> tuple[float, float]:
     """Run a kernel some times.
 
     Returns
