@@ -10,7 +10,18 @@ from typing import Annotated, TextIO
 import typer
 
 from mlscope_lab._version import __version__
-from mlscope_lab.cli import analyzing, calibrating, catalogue, costing, diagnosis, importing, lab, measuring, stored, trial
+from mlscope_lab.cli import (
+    analyzing,
+    calibrating,
+    catalogue,
+    costing,
+    diagnosis,
+    importing,
+    lab,
+    measuring,
+    stored,
+    trial,
+)
 
 __all__ = ["app", "run"]
 
