@@ -136,15 +136,17 @@ def test_real_architectures_match_their_reference_and_trace(model, tmp_path):
     with OnnxRuntimeBackend().open(files, SessionOptions(threads=1, level="layer", scratch=tmp_path)) as session:
         feeds = {session.inputs[0].name: reference_input(session.inputs[0].shape)}
         session.begin_trace()
-        outputs = session.predict(feeds)
+        for _ in range(5):
+            outputs = session.predict(feeds)
         trace = session.end_trace()
     np.testing.assert_allclose(next(iter(outputs.values())), reference_output(model), rtol=1e-3, atol=1e-7)
-    check_layer_trace(trace, iterations=1)
+    check_layer_trace(trace, iterations=5)
     assert session.precision == "float32"
     assert len(trace.layers) > 30
     assert any(t in {"Conv", "FusedConv"} for t in trace.layers.type)
-    covered = trace.exclusive_ns.sum() / trace.iteration_duration_ns.sum()
-    assert covered > 0.5, "most of a convolutional network's time is in its nodes"
+    covered = trace.exclusive_ns.sum(axis=1) / trace.iteration_duration_ns
+    # of the least disturbed predict: on a busy machine the process may be set aside between two nodes
+    assert covered.max() > 0.5, "most of a convolutional network's time is in its nodes"
     assert list(tmp_path.iterdir()) == [], "the profile is removed"
 
 
