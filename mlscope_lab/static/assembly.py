@@ -68,6 +68,29 @@ def tabulate(
     symbols = [name for name in lengths.asked if name not in fixed]
     if not symbols:
         return _closed(here)
+    problem: UnsupportedModelError | None = None
+    for least in (1, 2):
+        try:
+            table = _fitted(count, fixed, symbols, least)
+        except UnsupportedModelError as error:
+            problem = problem or error
+            continue
+        told = f"another graph runs where {' or '.join(symbols)} is 1; the expressions hold from 2 on"
+        return table if least == 1 else replace(table, notes=(*table.notes, told))
+    taken = {name: usual[name] for name in symbols if name in usual} if usual else {}
+    if not taken:
+        raise problem or NotPolynomialError("The cost is no polynomial")
+    table = tabulate(count, {**fixed, **taken})
+    told = ", ".join(f"{name} = {length}" for name, length in taken.items())
+    return replace(table, notes=(*table.notes, f"{told}: usual lengths, for the cost is no polynomial in them"))
+
+
+def _fitted(
+    count: Callable[[Lengths], Counted], fixed: Mapping[str, int], symbols: Sequence[str], least: int
+) -> CostTable:
+    """Return the table with polynomials in the symbols, from lengths of at least `least`."""
+    start = dict.fromkeys(symbols, least)
+    here = count(Lengths({**fixed, **start}))
     signature = _signature(here)
 
     def sample(at: Mapping[str, int]) -> list[int]:
@@ -79,15 +102,7 @@ def tabulate(
             )
         return list(_flat(found))
 
-    try:
-        values = iter(fit(sample, symbols))
-    except UnsupportedModelError:
-        taken = {name: usual[name] for name in symbols if name in usual} if usual else {}
-        if not taken:
-            raise
-        table = tabulate(count, {**fixed, **taken})
-        told = ", ".join(f"{name} = {length}" for name, length in taken.items())
-        return replace(table, notes=(*table.notes, f"{told}: usual lengths, for the cost is no polynomial in them"))
+    values = iter(fit(sample, symbols, first=start))
     return replace(_filled(here, values), symbols=tuple(symbols))
 
 

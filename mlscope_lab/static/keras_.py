@@ -289,9 +289,8 @@ class _Call:
     def _layer(self, index: int, row: _Row, flow: Flow) -> LayerCost:
         weights = [self._weights[key] for key in row.weights]
         moved = flow.transfers(index)
-        most = sum(n for _, n in weights)
-        if row.type == "Embedding":  # of its table only the rows taken are read
-            most = sum(t.nbytes for t in moved if t.kind == "output" and isinstance(t.nbytes, int))
+        table = row.type == "Embedding"  # of which only the rows taken are read
+        rows_taken = sum(t.nbytes for t in moved if t.kind == "output" and isinstance(t.nbytes, int))
         numbers = {key: len(self._sizes) + i for i, key in enumerate(self._weights)}
         return LayerCost(
             name=row.name,
@@ -309,7 +308,7 @@ class _Call:
             transfers=(
                 *moved,
                 *(
-                    Transfer(tensor=numbers[k], kind="parameter", nbytes=min(self._weights[k][1], most))
+                    Transfer(tensor=numbers[k], kind="parameter", nbytes=rows_taken if table else self._weights[k][1])
                     for k in row.weights
                 ),
             ),

@@ -15,7 +15,8 @@ from mlscope_lab.static.records import TensorShape
 
 __all__ = [
     "DEFAULT_DOMAINS", "LIKE", "attributes_of", "bytes_of", "bytes_of_tensor", "constant_of", "described",
-    "elements_of", "known_shape", "operator_of", "retyped", "scope_of", "shape_of", "standing_in", "value_of",
+    "element_type", "elements_of", "is_sound", "known_shape", "operator_of", "retyped", "scope_of", "shape_of",
+    "standing_in", "value_of",
 ]  # fmt: skip
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -161,3 +162,14 @@ def standing_in(node: Any) -> Any:
     made = onnx.helper.make_node(op, list(node.input[:count]), list(node.output[:1]))
     made.attribute.extend(attributes)
     return made
+
+
+def is_sound(node: Any) -> bool:
+    """Tell whether what a node divides by is positive; ONNX's inference does not look."""
+    divisors = {"dilations", "group", "kernel_shape", "num_groups", "num_outputs", "strides", "blocksize", "size"}
+    return all(min(a.ints or [a.i]) > 0 for a in node.attribute if a.name in divisors)
+
+
+def element_type(kind: Any) -> int:
+    """Return ONNX's number of a tensor's element type, 0 where it is not known."""
+    return 0 if kind is None else int(kind.tensor_type.elem_type)

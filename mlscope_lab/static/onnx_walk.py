@@ -24,7 +24,9 @@ from mlscope_lab.static.onnx_types import (
     bytes_of_tensor,
     constant_of,
     described,
+    element_type,
     elements_of,
+    is_sound,
     known_shape,
     operator_of,
     retyped,
@@ -126,6 +128,8 @@ class Walk:
             dim.dim_value = self._lengths.of(length) if isinstance(length, str) else length
 
     def _define(self, scope: _Scope, name: str, kind: Any) -> None:
+        if any(length < -1 for length in shape_of(kind) or ()):  # ONNX's inference trusts lengths, and crashes on these
+            kind = retyped(kind, shape_of(kind) or ())
         scope.types[name] = kind
         scope.numbers[name] = len(self._found.nbytes)
         self._found.nbytes.append(bytes_of(kind))
@@ -202,7 +206,7 @@ class Walk:
             cut = shape[attributes.get("start", 0) : attributes.get("end", len(shape))]
             values = [np.array(cut if op == "Shape" else math.prod(shape), dtype=np.int64)]
         elif op == "CastLike" and len(node.input) == 2 and read[0] in scope.values:
-            values = fold("Cast", [scope.values[read[0]]], {"to": _element_type(scope.types.get(node.input[1]))})
+            values = fold("Cast", [scope.values[read[0]]], {"to": element_type(scope.types.get(node.input[1]))})
         elif all(name in scope.values for name in read):
             given = [scope.values.get(name) if name else None for name in node.input]
             values = fold(op, given, attributes)
@@ -238,7 +242,7 @@ class Walk:
             domain, stand_in = "", standing_in(node)
         version = self._opsets.get(domain, self._opsets.get("ai.onnx", 1)) if not domain else self._opsets.get(domain)
         types = {name: scope.types[name] for name in stand_in.input if name and scope.types.get(name) is not None}
-        if len(types) < len({name for name in stand_in.input if name}):
+        if len(types) < len({name for name in stand_in.input if name}) or not is_sound(stand_in):
             return {}
         try:
             schema = onnx.defs.get_schema(stand_in.op_type, version or 1, domain)
@@ -292,7 +296,7 @@ class Walk:
         written = sum(t.nbytes for t in transfers if t.kind == "output" and isinstance(t.nbytes, int))
         for name, keys in weights.items():
             nbytes = sum(self._found.weights[key][1] for key in keys) * times
-            nbytes = min(nbytes, written) if op in TABLES else nbytes
+            nbytes = written if op in TABLES else nbytes
             transfers.append(Transfer(tensor=scope.numbers[name], kind="parameter", nbytes=nbytes))
         keys = frozenset().union(*weights.values()) if weights else frozenset()
         self._found.used |= keys
@@ -483,10 +487,6 @@ class Walk:
 def _weight(found: _Found) -> tuple[int, int]:
     """Return the operations of a branch, and how many nodes it has."""
     return sum(2 * _int(r.macs) + sum(map(_int, r.flops.values())) for r in found.rows), len(found.rows)
-
-
-def _element_type(kind: Any) -> int:
-    return 0 if kind is None else int(kind.tensor_type.elem_type)
 
 
 def _int(value: object) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlscope_lab.backends.base import TensorSpec
+from mlscope_lab.backends.pytorch_scopes import Forward, ModuleScopes
 from mlscope_lab.backends.pytorch_sites import CallSites, SiteInfo
 from mlscope_lab.backends.pytorch_values import dtype_name, tensors_in
 from mlscope_lab.errors import InputError, UnsupportedModelError
@@ -196,7 +197,7 @@ class _Run:
         return self._storages[key]
 
     def _alias(self, view: Any, args: Sequence[Any]) -> None:
-        """Give the view of a script's real weight, which is a fake tensor of other memory, the weight's number."""
+        """Give the view of a weight its number: of a script's real weight it is a fake tensor of other memory."""
         for tensor in tensors_in(args):
             key = self._storage(tensor)
             if key in self._weights or key in self._constants:
@@ -206,30 +207,31 @@ class _Run:
 
     def _prepared(self, module: Any, *, scripted: bool, graph: bool, undo: ExitStack) -> Callable[..., Any]:
         """Return what to call, with the bookkeeping of call sites around it."""
-        root = getattr(module, "original_name", "") or type(module).__name__
+        called: Callable[..., Any] = module
         if scripted or graph:
+            root = getattr(module, "original_name", "") or type(module).__name__
             info = SiteInfo(label=root, type=root, scope="", parameter_bytes=0)
             self._enter(-1, info)
             undo.callback(self._leave)
-            return self._interpreted(module) if graph else module
-        for code, (name, part) in enumerate(module.named_modules()):
-            before, after = self._hooks(code, name, part)
-            undo.callback(part.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
-            undo.callback(part.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
-        return module  # type: ignore[no-any-return]
+            return self._interpreted(module) if graph else called
+        scopes = ModuleScopes(module)
+        scopes.attach(lambda code, forward: self._enclosed(code, forward, scopes))
+        undo.callback(scopes.detach)
+        return called
 
-    def _hooks(self, code: int, name: str, part: Any) -> tuple[Any, Any]:
-        info = SiteInfo(label=name or type(part).__name__, type=type(part).__name__, scope=name, parameter_bytes=0)
+    def _enclosed(self, code: int, forward: Forward, scopes: ModuleScopes) -> Forward:
+        def scope(*args: Any, **kwargs: Any) -> Any:
+            self._enter(code, scopes.describe(code))
+            here = self._found[self._stack[-1][0]]
+            here.inputs = _described(args, kwargs)
+            try:
+                result = forward(*args, **kwargs)
+                here.outputs = _described(result)
+                return result
+            finally:
+                self._leave()
 
-        def before(_module: Any, args: Any, kwargs: Any) -> None:
-            self._enter(code, info)
-            self._found[self._stack[-1][0]].inputs = _described(args, kwargs)
-
-        def after(_module: Any, _args: Any, _kwargs: Any, result: Any) -> None:
-            self._found[self._stack[-1][0]].outputs = _described(result)
-            self._leave()
-
-        return before, after
+        return scope
 
     def _enter(self, code: Any, info: SiteInfo) -> None:
         parent, counts = self._stack[-1] if self._stack else (-1, {})
@@ -306,13 +308,13 @@ class _Run:
             key = self._storage(tensor)
             if key in self._weights:
                 taken = sum(map(_extent, call.results)) if operator_name(func) in TABLES else self._weights[key][1]
-                site.weights[key] = max(site.weights.get(key, 0), min(taken, self._weights[key][1]))
+                site.weights[key] = max(site.weights.get(key, 0), taken)
             elif key not in self._constants:
                 touches.add(key)
                 if not func.is_view:
                     reads[key] = max(reads.get(key, 0), _extent(tensor))
         for tensor in tensors_in(result):
-            if func.is_view and self._scripted:
+            if func.is_view:
                 self._alias(tensor, list(args))
             key = self._storage(tensor)
             if (

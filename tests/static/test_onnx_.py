@@ -437,6 +437,27 @@ def test_huge_shapes_are_only_numbers() -> None:
     assert table.layers[-1].flops == {"elementwise": 2**80}
 
 
+@pytest.mark.parametrize(
+    ("node", "shapes"),
+    [
+        (("GatherND", {}), {"x": [2, 1 << 50, 2], "i": [2, 1, -3]}),  # crashed ONNX's own inference
+        (("MaxPool", {"kernel_shape": [2, 2], "strides": [0, 0]}), {"x": [1, 1, 8, 8]}),
+        (("SpaceToDepth", {"blocksize": 0}), {"x": [1, 1, 8, 8]}),
+        (("Transpose", {"perm": [7, 1]}), {"x": [2, 2]}),
+        (("Split", {"num_outputs": 1 << 50}), {"x": [2, 2]}),
+        (("Scan", {}), {"x": [2, 2]}),
+        (("If", {}), {"x": [2, 2]}),
+    ],
+)
+def test_malformed_nodes_are_refused_or_not_counted(node: Any, shapes: dict[str, Any]) -> None:
+    model = graph_of([helper.make_node(node[0], list(shapes), ["y"], **node[1])], shapes, ["y"])
+    if node[0] in {"If", "Scan"}:
+        with pytest.raises(UnsupportedModelError, match="malformed"):
+            cost_of_onnx(model)
+    else:
+        assert cost_of_onnx(model).layers[0].outputs[0].shape is None
+
+
 def test_functions_are_inlined() -> None:
     function = helper.make_function(
         "here", "Twice", ["a"], ["c"],

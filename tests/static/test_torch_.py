@@ -93,6 +93,16 @@ def test_costs_are_polynomials_in_the_batch_and_other_symbols() -> None:
     assert str(macs(table)) == f"{attention}*batch*sequence^2 + {projections + feed_forward}*batch*sequence"
 
 
+def test_another_graph_at_length_one_is_told() -> None:
+    class Squeezes(nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return x.squeeze(0) * 2 if x.shape[0] == 1 else x @ x.mT
+
+    table = count(Squeezes(), spec("batch", 3, 4), batch_size=None)
+    assert str(macs(table)) == "36*batch"
+    assert "from 2 on" in " ".join(table.notes)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_fused_and_separate_attention_count_alike(fast: bool) -> None:
     layer = nn.MultiheadAttention(16, 4, batch_first=True)
