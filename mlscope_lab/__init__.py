@@ -12,6 +12,7 @@ A tour::
     run.mlscope.slowest()                              # the layers that cost most
     ml.analyze(run, "latency_by_type")                 # one of A1 to A15 across the stack, or a companion
     ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
+    ml.roofline(run)                                   # how far each layer is from what the machine allows
     ml.cost("efficientnet-lite0")                      # FLOPs, weights, bytes, peak memory, without running it
     ml.runs()                                          # everything measured so far
     ml.open_run("latest")                              # an xarray.DataTree, lazily
