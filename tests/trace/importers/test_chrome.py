@@ -1,68 +1,19 @@
-"""Chrome's format as people, other tools and nobody well-meaning write it."""
+"""What the events of Chrome's format mean, however they are written."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import random
 import subprocess
 import sys
 import time
-import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
-from mlscope_lab.errors import InputError, MlscopeError
-from mlscope_lab.store import Store
-from mlscope_lab.trace.events import table_of
+from mlscope_lab.errors import InputError
 from mlscope_lab.trace.importers import detect_format, formats, import_trace, json_text
 from mlscope_lab.trace.validate import validate
-
-EVENTS = [
-    {"ph": "X", "cat": "cpu_op", "name": "a },{ b", "pid": 1, "tid": 2, "ts": 10, "dur": 100,
-     "args": {"External id": 1}},
-    {"ph": "X", "cat": "cpu_op", "name": 'q "}, {" \\', "pid": 1, "tid": 2, "ts": 20.5, "dur": 10.25,
-     "args": {"list": [{"a": 1}, {"b": [{}, {}]}], "Input Dims": [[1, 2], [], [[3], [4, 5]]],
-              "Input type": ["float", "Scalar", "TensorList"]}},
-    {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "pid": 1, "tid": 2, "ts": 21, "dur": 5,
-     "args": {"correlation": 7}},
-    {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": "stream 7", "ts": 40, "dur": 50,
-     "args": {"correlation": 7, "grid": [4, 2, 1], "est. achieved occupancy %": 25}},
-    {"ph": "M", "name": "thread_name", "pid": 1, "tid": 2, "args": {"name": "thread 2 (python)"}},
-    {"ph": "i", "name": "mark", "pid": 1, "tid": 2, "ts": 30, "s": "t"},
-]  # fmt: skip
-
-
-def write(folder, text, name="trace.json"):
-    path = folder / name
-    data = text if isinstance(text, bytes) else text.encode()
-    path.write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
-    return path
-
-
-def load(folder, events, **options):
-    text = events if isinstance(events, str | bytes) else json.dumps({"traceEvents": events})
-    return import_trace(write(folder, text), format="chrome", **options)
-
-
-def rows(run, group):
-    if group not in run.children:
-        return []
-    data = run[group].to_dataset()
-    dim = data["pass_index"].dims[0]
-    columns = {str(n): v.values.tolist() for n, v in data.data_vars.items() if v.dims == (dim,)}
-    columns |= {n[:-5]: table_of(data, n[:-5]) for n in list(columns) if n.endswith("_code")}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def shape(run):
-    """What of a run does not depend on how its file is written."""
-    return {group: rows(run, group) for group in run.children if group != "passes"}, run["passes"]["wall_ns"].values
-
+from tests.trace.importers.chrome_files import EVENTS, load, rows, shape, write, x
 
 FORMS = {
     "pretty": lambda events: json.dumps({"schemaVersion": 1, "traceEvents": events}, indent=2),
@@ -104,10 +55,6 @@ def test_what_the_events_mean(tmp_path):
     assert run["operators"].attrs["thread_names"] == {"1/2": "thread 2 (python)"}
     assert run.attrs["backend"] == "chrome"
     assert run["passes"]["dropped_events"].values.tolist() == [0]
-
-
-def x(name="a", ts=0, dur=1, **more):
-    return {"ph": "X", "cat": "c", "name": name, "pid": 1, "tid": 1, "ts": ts, "dur": dur, **more}
 
 
 def b(name, ts, phase="B", tid=1):
@@ -187,72 +134,6 @@ def test_what_has_no_place_is_counted(tmp_path):
     assert "2 of phase 'e'" in run.attrs["warnings"][0]
 
 
-BAD = {
-    "null": "null", "a number": "3", "a list": "[[{}]]", "a string": '"},{"', "no phase": '{"ts": 1}',
-    "no time": '{"ph":"X","name":"a","dur":1}', "no duration": '{"ph":"X","name":"a","ts":1}',
-    "a negative duration": '{"ph":"X","ts":1,"dur":-1}', "a time of another kind": '{"ph":"X","ts":[1,\n2],"dur":1}',
-    "a time that is no number": '{"ph":"X","ts":"soon","dur":1}', "not finite": '{"ph":"X","ts":NaN,"dur":1}',
-    "infinite": '{"ph":"X","ts":1,"dur":Infinity}', "beyond 64 bits": '{"ph":"X","ts":1e30,"dur":1}',
-    "deep": '{"ph":"X","ts":1,"dur":1,"args":{"a":' + "[" * 100_000 + "]" * 100_000 + "}}",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", BAD)
-@pytest.mark.parametrize("block", [64, 2 << 20])
-def test_a_malformed_event_is_counted_and_the_others_stay(what, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
-    good = json.dumps(x("good"))
-    run = load(tmp_path, f'{{"traceEvents": [{good}, {BAD[what]}, {good},{good}], "last": 1}}')
-    assert [row["name"] for row in rows(run, "operators")] == ["good"] * 3
-    assert run["passes"]["dropped_events"].values.tolist() == [1]
-    assert run.attrs["trace"]["events"] == 4
-    assert len(run.attrs["warnings"]) == 1
-
-
-def test_odd_values_of_a_sound_event_do_not_cost_it(tmp_path):
-    odd = b"""[{"ph":"X","cat":"kernel","name":"\xff\xfe","pid":1.5,"tid":null,"ts":1,"dur":2,"args":{"correlation":
-        123456789012345678901234567890,"stream":"7","grid":[1,"x"],"est. achieved occupancy %":NaN,"bytes":1e400}},
-        {"ph":"X","cat":"kernel","name":3,"ts":"1.5","dur":1e0,"args":"none"},
-        {"ph":"X","cat":"kernel","name":"inf, NaN","ts":1,"ts":2,"dur":1,"args":{"stream":-5,"x":-Infinity,
-         "device":99999999999}}]"""
-    run = load(tmp_path, odd)
-    first, second, third = rows(run, "kernels")
-    assert (first["name"], first["stream"], first["correlation"]) == ("\ufffd\ufffd", 7, -1)
-    assert (second["name"], second["start_ns"], second["duration_ns"]) == ("3", 500, 1000)
-    assert (third["name"], third["start_ns"], third["device"]) == ("inf, NaN", 1000, -1)
-    assert run["passes"]["dropped_events"].values.tolist() == [0]
-    assert run.attrs["trace"]["rounded_times"] == 2
-
-
-@pytest.mark.parametrize("name", ["plain", "inf, NaN", ': inf,"nan": nan', "back\\slash", 'quo"te: inf, "'])
-def test_infinities_do_not_touch_names(name, tmp_path):
-    event = {**x(name), "cat": "kernel", "args": {"memory bandwidth (GB/s)": "#", "stream": 3, "x": ["#"]}}
-    text = json.dumps([event] * 3).replace('"#"', "inf", 3).replace('"#"', "-Infinity", 2).replace('"#"', "NaN")
-    run = load(tmp_path, text)
-    assert [(row["name"], row["stream"]) for row in rows(run, "kernels")] == [(name, 3)] * 3
-
-
-def test_halves_of_surrogate_pairs_are_replaced(tmp_path):
-    text = '[{"ph":"X","name":"a\\ud800b","cat":"c","ts":0,"dur":1},{"ph":"X","name":"\\ud83d\\ude00","ts":0,"dur":1}]'
-    run = load(tmp_path, text)
-    assert [row["name"] for row in rows(run, "operators")] == ["a?b", "\U0001f600"]
-    store = Store(tmp_path / "runs")
-    store.save(run)
-
-
-def test_identifiers_that_collide(tmp_path):
-    call = {"ph": "X", "cat": "cuda_runtime", "name": "launch", "pid": 1, "tid": 1, "dur": 1}
-    kernel = {"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "dur": 1}
-    five = {"args": {"correlation": 5}}
-    run = load(tmp_path, [{**call, "ts": 0, **five}, {**call, "ts": 9, **five}, {**kernel, "ts": 3, **five},
-                          {**kernel, "ts": 12, "args": {}}])  # fmt: skip
-    assert [row["runtime_index"] for row in rows(run, "kernels")] == [0, -1]
-    assert run.attrs["warnings"] == [
-        "1 calls share their correlation with an earlier one, which counts",
-        "1 of 2 pieces of device work have no launch in the trace and belong to no operator",
-    ]
-
-
 def test_graphs_drivers_and_synchronisations(tmp_path):
     def host(name, ts, correlation, cat="cuda_runtime", dur=2):
         return {"ph": "X", "cat": cat, "name": name, "pid": 9, "tid": 9, "ts": ts, "dur": dur,
@@ -283,107 +164,6 @@ def test_graphs_drivers_and_synchronisations(tmp_path):
     assert run.attrs["warnings"] == []
 
 
-def refused(folder, text, name="trace.json", **options):
-    with pytest.raises(InputError) as caught:
-        import_trace(write(folder, text, name), format="chrome", **options)
-    return str(caught.value)
-
-
-def test_files_that_are_no_traces_say_what_they_are(tmp_path):
-    whole = json.dumps({"a": {"b": "c"}, "traceEvents": EVENTS}, indent=1)
-    assert "begins with neither" in refused(tmp_path, "hello")
-    assert "begins with neither" in refused(tmp_path, "")
-    assert "no list traceEvents" in refused(tmp_path, "{}")
-    assert "no list traceEvents" in refused(tmp_path, '{"traceEvents": {"a": []}}')
-    assert "no events" in refused(tmp_path, "[]")
-    assert "no events" in refused(tmp_path, '{"traceEvents": [ ]}')
-    assert "1 have no phase" in refused(tmp_path, "[{}]")
-    assert "twice" in refused(tmp_path, '{"traceEvents": [], "traceEvents": []}')
-    assert "colon" in refused(tmp_path, '{"traceEvents" []}')
-    assert "a key was expected" in refused(tmp_path, "{traceEvents: []}")
-    assert "event was expected" in refused(tmp_path, '{"traceEvents": [}')
-    for cut in range(5, len(whole) - 1, 29):
-        assert "truncated" in refused(tmp_path, whole[:cut]), cut
-
-
-def test_a_list_may_end_anywhere(tmp_path):
-    whole = json.dumps(EVENTS)
-    for cut in range(whole.index("}}") + 2, len(whole) - 1, 31):
-        run = load(tmp_path, whole[:cut])
-        assert run["passes"]["dropped_events"].values[0] in {0, 1}
-        assert rows(run, "operators")[0]["name"] == "a },{ b"
-
-
-def test_damaged_gzip_files(tmp_path):
-    packed = gzip.compress(json.dumps(EVENTS).encode())
-    assert "truncated" in refused(tmp_path, packed[:-20])
-    broken = bytearray(packed)
-    broken[30] ^= 255
-    assert "damaged gzip" in refused(tmp_path, bytes(broken))
-    halves = json.dumps(EVENTS).encode()
-    members = gzip.compress(halves[:100]) + gzip.compress(halves[100:]) + b"\0" * 100
-    path = write(tmp_path, members)
-    assert shape(import_trace(path)) == shape(load(tmp_path, EVENTS))
-
-
-def test_size_is_bounded(tmp_path, monkeypatch):
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    bomb = packer.compress(b"[")
-    for _ in range(64):
-        bomb += packer.compress(b" " * (1 << 20))
-    path = tmp_path / "bomb.json.gz"
-    path.write_bytes(bomb + packer.flush())
-    with pytest.raises(InputError, match="max_bytes="):
-        import_trace(path, format="chrome", max_bytes=1 << 20)
-    monkeypatch.setattr(json_text, "MAX_EVENT_BYTES", 1 << 16)
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1 << 12)
-    with pytest.raises(InputError, match="an event of more than"):
-        import_trace(write(tmp_path, json.dumps([x("n" * (1 << 20))])), format="chrome")
-    assert "more than 1,000 events" in refused(tmp_path, json.dumps([{}] * 1001), max_bytes=10_000)
-    beside = json.dumps({"large": ["x" * 3_000_000], "traceEvents": [x()], "deep": 1})
-    assert "large" not in load(tmp_path, beside).attrs["environment"]
-    deep = '{"deep": ' + "[" * 200_000 + "]" * 200_000 + f', "traceEvents": [{json.dumps(x())}]}}'
-    assert rows(load(tmp_path, deep), "operators")
-    deep = '{"deep": ' + "[" * 300 + "1" + "]" * 300 + f', "small": [[1]], "traceEvents": [{json.dumps(x())}]}}'
-    assert load(tmp_path, deep).attrs["environment"] == {"small": [[1]]}
-
-
-def test_too_many_names_are_refused(tmp_path, monkeypatch):
-    from mlscope_lab.trace.importers import chrome_columns
-
-    monkeypatch.setattr(chrome_columns, "_MAX_TEXT_BYTES", 1000)
-    assert "distinct threads" in refused(tmp_path, json.dumps([x(tid="t" * 400 + str(i)) for i in range(3)]))
-    assert "distinct names" in refused(tmp_path, json.dumps([x(f"n{i}") for i in range(20)]))
-
-
-def test_counters_are_bounded_and_their_names_are_safe(tmp_path):
-    names = [
-        "../../up",
-        "/",
-        "..",
-        "",
-        "a\0b",
-        "zarr.json",
-        "name_code",
-        "x" * 500,
-        "\ud800",
-        "é",
-        "stream",
-        "read_bytes",
-        "iteration",
-    ]
-    events = [{"ph": "C", "name": "n", "ts": i, "args": {name: i}} for i, name in enumerate(names)]
-    events += [{"ph": "C", "name": "n", "ts": 1, "args": {f"c{i}": 1}} for i in range(400)]
-    run = load(tmp_path, [x(), *events])
-    store = Store(tmp_path / "runs")
-    opened = store.open(store.save(run))
-    found = {str(v.attrs["long_name"]): str(n) for n, v in opened["counters"].data_vars.items()}
-    assert set(names) - {"\ud800"} <= set(found)
-    assert len(run["counters"].data_vars) < 270
-    assert run["passes"]["dropped_events"].values[0] > 100
-    assert {p.name for p in tmp_path.iterdir()} == {"runs", "trace.json"}
-
-
 def test_formats_are_told_by_content(tmp_path):
     assert detect_format(write(tmp_path, json.dumps([x()]))) == "chrome"
     assert detect_format(write(tmp_path, json.dumps(EVENTS))) == "kineto"
@@ -404,43 +184,6 @@ def test_progress_is_told(tmp_path):
     told = []
     load(tmp_path, EVENTS, progress=lambda done, size: told.append((done, size)))
     assert told[-1][0] == told[-1][1] > 0
-
-
-PHASES = st.sampled_from(["X"] * 6 + ["B", "E", "s", "t", "f", "i", "C", "M", "b", ""])
-CATEGORIES = st.sampled_from(["cpu_op", "cuda_runtime", "kernel", "gpu_memcpy", "user_annotation", "ac2g", "odd"])
-RANDOM = st.fixed_dictionaries(
-    {"ph": PHASES, "cat": CATEGORIES, "name": st.sampled_from(["a", "ProfilerStep#1", "[memory]", "é"]),
-     "pid": st.integers(0, 1), "tid": st.integers(0, 2), "ts": st.integers(0, 30), "dur": st.integers(-1, 12),
-     "id": st.integers(0, 3)},
-    optional={"args": st.fixed_dictionaries({}, optional={"correlation": st.integers(-1, 4),
-                                                          "External id": st.integers(0, 3),
-                                                          "Total Allocated": st.integers(-5, 5),
-                                                          "stream": st.integers(0, 2)})},
-)  # fmt: skip
-
-
-@hypothesis_settings(max_examples=40, deadline=None)
-@given(events=st.lists(RANDOM, max_size=25), seed=st.integers(0, 9))
-def test_any_events_give_a_valid_run_or_a_clear_error(events, seed, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("random")
-    try:
-        run = load(folder, events)
-    except MlscopeError as error:
-        said = str(error)
-        run = None
-    if run is None:
-        assert "no events that could be imported" in said
-        return
-    validate(run)
-    good = [e for e in events if e["ph"] == "X" and e["dur"] >= 0]
-    assert sum(row["duration_ns"] for row in rows(run, "kernels")) == 1000 * sum(
-        e["dur"] for e in good if e["cat"] in {"kernel", "gpu_memcpy"}
-    )
-    assert run.attrs["trace"]["events"] == len(events)
-    random.Random(seed).shuffle(events)
-    again = load(folder, [e for e in events if e["ph"] == "X"]) if good else None
-    if again is not None:
-        validate(again)
 
 
 def module(name, ts, dur, **more):

@@ -10,6 +10,7 @@ from mlscope_lab.trace.events import table_of
 from mlscope_lab.trace.importers import import_trace
 from mlscope_lab.trace.validate import validate
 from tests.trace.importers import plain_reference as reference
+from tests.trace.importers.chrome_files import rows
 
 
 @pytest.fixture(scope="module", params=reference.TRACES)
@@ -17,17 +18,6 @@ def both(request):
     """A recorded trace as we read it, and as the standard library does."""
     path = reference.recorded(request.param)
     return import_trace(path), reference.read(path)
-
-
-def rows(run, group):
-    """Return a group's rows as dicts of plain values, or [] if there is none."""
-    if group not in run.children:
-        return []
-    data = run[group].to_dataset()
-    dim = data["start_ns"].dims[0]
-    columns = {str(n): v.values.tolist() for n, v in data.data_vars.items() if v.dims == (dim,)}
-    columns |= {n[:-5]: table_of(data, n[:-5]) for n in list(columns) if n.endswith("_code")}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def spans_by_stream(run):
