@@ -49,6 +49,7 @@ def main() -> int:
         "bench_memory": [],
         "bench_collectors": [],
         "bench_roofline": [],
+        "bench_static": [],
         "bench_comparison": ["--pairs", str(options.pairs)],
     }
     found, missed = [], 0
