@@ -38,8 +38,8 @@ def cost(
     Parameters
     ----------
     model
-        A published model's name, the path of a model file, or a live torch module, exported program, Keras model or
-        ONNX model.
+        A published model's name, the path of a model file, a live torch module, exported program, Keras model or ONNX
+        model; or a run of a published model, for what it ran, at its batch size and lengths.
     input
         Example arrays for a live object that does not say what it takes: one, a tuple, or a dict by name. Their shapes
         count, not their values.
@@ -93,6 +93,11 @@ def cost(
     if wrong:
         raise InputError(f"The length of symbol '{wrong[0]}' must be a positive integer")
     ensure_registered()
+    if _is_run(model):
+        run, model = model, str(model.attrs["model"])
+        backend = backend or str(run.attrs["backend"])
+        batch_size = int(run.attrs["batch_size"]) if batch_size == "given" else batch_size
+        symbols = {**run.attrs.get("symbols", {}), **(symbols or {})}
     if isinstance(model, str | os.PathLike):
         table = _of_name(model, input, backend, batch_size, symbols, settings or load_settings(), progress)
     else:
@@ -100,6 +105,12 @@ def cost(
 
         table = cost_of(model, inputs=_specs(input), batch_size=batch_size, symbols=symbols)
     return to_dataset(table, conventions=CONVENTIONS)
+
+
+def _is_run(model: Any) -> bool:
+    import xarray as xr
+
+    return isinstance(model, xr.DataTree) and {"model", "backend", "batch_size"} <= set(model.attrs)
 
 
 def _specs(given: Any) -> list[TensorSpec] | None:

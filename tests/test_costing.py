@@ -56,6 +56,14 @@ def test_a_published_model_in_each_form() -> None:
     assert cost.attrs["conventions"]
 
 
+def test_a_run_is_counted_as_it_ran() -> None:
+    pytest.importorskip("onnxruntime")
+    import xarray as xr
+
+    attrs = {"model": "light-squeezenet", "backend": "onnxruntime", "batch_size": 1}
+    assert int(ml.cost(xr.DataTree(xr.Dataset(attrs=attrs)), progress=False)["total_macs"]) == 349_151_936
+
+
 def test_torch_onnx_and_keras_forms_of_one_network_cost_the_same(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")

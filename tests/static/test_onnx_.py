@@ -67,6 +67,13 @@ def test_nothing_in_real_architectures_is_unknown(path: Path) -> None:
     assert all(layer.counted for layer in table.layers)
 
 
+def test_every_model_that_comes_with_onnx_can_be_counted() -> None:
+    unknown: set[str] = set()
+    for path in sorted((LIGHT.parent).glob("**/model.onnx")):
+        unknown |= set(cost_of_onnx(path, batch_size=None).unknown)
+    assert unknown <= {"StringNormalizer", "ai.onnx.preview.training.Gradient"}
+
+
 def test_grouped_depthwise_dilated_and_transposed_convolutions() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "grouped", "b"], ["a"], name="grouped", group=2, pads=[1, 1, 1, 1]),
