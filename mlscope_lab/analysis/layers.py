@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.analysis.intervals import union_by_group
-from mlscope_lab.analysis.statistics import median_bounds
+from mlscope_lab.analysis.statistics import median_bounds, medians_by_group
 from mlscope_lab.analysis.tables import NO_LAYER, OVERLAP, run_attrs, table, texts
 from mlscope_lab.errors import SchemaError
 from mlscope_lab.trace import schema
@@ -86,23 +86,26 @@ def layer_times(run: xr.DataTree) -> xr.Dataset:
     SchemaError
         If the run has no layers.
     """
+    data = layer_data(run)
+    return _times(run, data, coverage(data))
+
+
+def _times(run: xr.DataTree, data: xr.Dataset, found: Coverage) -> xr.Dataset:
+    """Summarise layers whose coverage is known; see `layer_times`."""
     import xarray as xr
 
-    data = layer_data(run)
     start, duration, exclusive = (data[name].values for name in ("start_ns", "duration_ns", "exclusive_ns"))
     ran = start >= 0
-    found = coverage(data)
     whole, covered, overlap = found.whole, found.covered, found.overlap
-    columns = {name: np.full(duration.shape[1], np.nan) for name in ("duration", "exclusive", "low", "high")}
     if ran.all() and len(whole):
-        columns["duration"], columns["exclusive"] = np.median(duration, axis=0), np.median(exclusive, axis=0)
+        columns = {"duration": np.median(duration, axis=0), "exclusive": np.median(exclusive, axis=0)}
         columns["low"], columns["high"] = median_bounds(exclusive)
     else:
-        for index in np.flatnonzero(ran.any(axis=0)):
-            seen = ran[:, index]
-            columns["duration"][index] = np.median(duration[seen, index])
-            columns["exclusive"][index] = np.median(exclusive[seen, index])
-            columns["low"][index], columns["high"][index] = median_bounds(exclusive[seen, index])
+        rows, of = np.nonzero(ran)
+        columns = {"duration": medians_by_group(duration[rows, of], of, duration.shape[1])[0]}
+        columns["exclusive"], columns["low"], columns["high"], _ = medians_by_group(
+            exclusive[rows, of], of, duration.shape[1]
+        )
     # a layer that runs in some iterations only counts in proportion
     with np.errstate(invalid="ignore"):
         shares = np.where(ran, exclusive, 0) / np.where(whole > 0, whole, 1)[:, None]
@@ -252,8 +255,9 @@ def layer_latency(run: xr.DataTree) -> xr.Dataset:
     SchemaError
         If the run has no layers.
     """
-    times = layer_times(run)
-    names, rest, found = remainder(layer_data(run))
+    data = layer_data(run)
+    names, rest, found = remainder(data)
+    times = _times(run, data, found)
     low, high = median_bounds(rest)
     middle = np.median(rest, axis=0) if len(rest) else np.full(2, np.nan)
     columns = {
