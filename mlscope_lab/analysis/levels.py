@@ -17,6 +17,7 @@ from mlscope_lab.analysis.layers import coverage, layer_data, leaf_layers, media
 from mlscope_lab.analysis.statistics import Interval, geometric_interval, median_interval
 from mlscope_lab.analysis.tables import run_attrs, table
 from mlscope_lab.analysis.work import work_of
+from mlscope_lab.errors import SchemaError
 from mlscope_lab.trace import schema
 
 if TYPE_CHECKING:
@@ -57,7 +58,15 @@ def levels(run: xr.DataTree) -> xr.Dataset:
         processes where there are several, else within the only one; NaN for the first level), ``outputs_equal`` (1
         where every pass computed what the untraced one did, 0 where one did not, -1 unknown) and ``dropped_events``.
         ``attrs["unavailable"]`` is the run's own list of what could not be recorded.
+
+    Raises
+    ------
+    SchemaError
+        If the run has no passes.
     """
+    if schema.PASSES not in run.children:
+        status = run.attrs.get("status", "?")
+        raise SchemaError(f"Run {run.attrs.get('run_id', '?')} has no /{schema.PASSES} group (status: {status})")
     passes = run[schema.PASSES].to_dataset()
     level = passes["level"].values
     layers = run.children.get(schema.LAYERS)

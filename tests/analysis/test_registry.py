@@ -7,8 +7,9 @@ import xarray as xr
 import mlscope_lab as ml
 from mlscope_lab import plugins
 from mlscope_lab.analysis.registry import ACROSS_STACK, analyses, analyze, find
-from mlscope_lab.errors import InputError, RunNotFoundError
+from mlscope_lab.errors import InputError, RunNotFoundError, SchemaError
 from mlscope_lab.store import Store
+from mlscope_lab.testing import synthetic_failed_run
 
 NAMES = plugins.names("mlscope_lab.analyses")
 NEED_MORE = {"roofline"}  # peaks of the machine that the run was measured on
@@ -45,6 +46,13 @@ def test_every_analysis_of_a_deep_run(run, name):
             assert variable.attrs["units"] == "ns"
     xr.testing.assert_identical(run, before)
     xr.testing.assert_identical(ml.analyze(given, name), found)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEED_MORE])
+def test_a_failed_run_is_refused_with_its_reason(name):
+    failed = synthetic_failed_run()
+    with pytest.raises((SchemaError, InputError), match="has no "):
+        analyze([failed, failed] if find(name).several else failed, name)
 
 
 def test_stored_runs_by_id(settings, run):
