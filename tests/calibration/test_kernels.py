@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from mlscope_lab.calibration.gemm import SIDE, gemm_kernels
 from mlscope_lab.calibration.peers import installed_peers, peer_kernels
-from mlscope_lab.calibration.repeats import Kernel, _rate, sample, sized
+from mlscope_lab.calibration.repeats import Kernel, _processor_clock, _rate, sample, sized
 from mlscope_lab.calibration.stream import _large, bandwidth_kernels
 
 
@@ -98,6 +99,22 @@ def test_threads_that_ran_side_by_side_count_with_their_own_time():
     assert _rate([(0.0, 1.0, 1.0), (0.05, 1.05, 0.5)], 10.0) == (10.0, 0.5)
     # one after the other: what they did took both times
     assert _rate([(0.0, 1.0, 1.0), (1.0, 2.0, 1.0)], 10.0) == (5.0, 1.0)
+
+
+def test_processor_time_of_other_threads_is_known_to_the_moment():
+    end = threading.Event()
+    busy = threading.Thread(target=lambda: [sum(range(1000)) for _ in iter(end.is_set, True)])
+    busy.start()
+    try:
+        clock = _processor_clock()
+        own, all_ = time.thread_time(), clock()
+        while time.thread_time() - own < 0.02:
+            sum(range(1000))
+        used = clock() - all_
+    finally:
+        end.set()
+        busy.join()
+    assert used >= 0.02
 
 
 def test_work_that_fails_is_no_measurement():
