@@ -143,7 +143,7 @@ def _rate(spans: Sequence[tuple[float, float, float]], amount: float) -> tuple[f
     """Return rate and share of a batch from begin, end and processor time of each thread.
 
     Threads that ran side by side count each with its own time, though they may have been woken a little apart. Those
-    that did not count with the time from the first's begin to the last's end.
+    that did not count with the time from the first's begin to the last's end, of which each had but a share.
     """
     begins, ends, busy = zip(*spans, strict=True)
     whole = max(ends) - min(begins)
@@ -152,7 +152,7 @@ def _rate(spans: Sequence[tuple[float, float, float]], amount: float) -> tuple[f
     share = min(1.0, *(b / wall for b, wall in zip(busy, walls, strict=True)))
     if shared >= _OVERLAP * whole:
         return sum(amount / len(spans) / wall for wall in walls), share
-    return amount / whole, share
+    return amount / whole, share * sum(walls) / (len(spans) * whole)
 
 
 def sized(once: Callable[[], object], seconds: float) -> int:

@@ -98,7 +98,7 @@ def test_threads_that_ran_side_by_side_count_with_their_own_time():
     # begin, end and processor time of each thread
     assert _rate([(0.0, 1.0, 1.0), (0.05, 1.05, 0.5)], 10.0) == (10.0, 0.5)
     # one after the other: what they did took both times
-    assert _rate([(0.0, 1.0, 1.0), (1.0, 2.0, 1.0)], 10.0) == (5.0, 1.0)
+    assert _rate([(0.0, 1.0, 1.0), (1.0, 2.0, 1.0)], 10.0) == (5.0, 0.5)
 
 
 def test_processor_time_of_other_threads_is_known_to_the_moment():
