@@ -376,18 +376,18 @@ class _Join:
         taken: list[list[int]] = [[] for _ in range(count)]
         how = [""] * count
         names, sources = data["name"].values, data["sources"].values
+        types = [str(kind) for kind in data["type"].values]
         for row in range(count):
             parts = [part for part in str(sources[row]).split(";") if part]
             self._claim(taken, how, row, [r for r in map(self._source, parts) if r >= 0], "sources")
         for row in range(count):
-            if not taken[row] and str(names[row]) in self._row:
-                self._claim(taken, how, row, [self._row[str(names[row])]], "name")
+            if not taken[row]:
+                self._claim(taken, how, row, self._named(str(names[row]), types[row]), "name")
         groups: dict[str, list[int]] = defaultdict(list)
         for row, scope in enumerate(data["scope"].values):
             known = self._scope(str(scope)) if not taken[row] else ""
             if known:
                 groups[known].append(row)
-        types = [str(kind) for kind in data["type"].values]
         for scope, rows in groups.items():
             open_rows = [r for r in self._of_scope.get(scope, ()) if r not in self._claimed]
             if len(rows) == 1:
@@ -406,6 +406,19 @@ class _Join:
                     for row, cost_row in zip(fits, cost_rows, strict=True):
                         self._claim(taken, how, row, [cost_row], "scope")
         return taken, how
+
+    def _named(self, name: str, kind: str) -> list[int]:
+        """Return the row of a name, with the activation after it where the measured node is fused with one.
+
+        ONNX Runtime calls a product that it fused with its activation ``fused <name>``.
+        """
+        first = self._row.get(name, self._row.get(name.removeprefix("fused "), -1))
+        rows = [first] if first >= 0 else []
+        if rows and kind.startswith("Fused"):
+            written = [tensor for how, tensor, _ in self._flows[first] if how == "output"]
+            readers = {row for tensor in written for row in self._readers.get(tensor, ())}
+            rows += [row for row in readers if len(readers) == 1 and _family(self._types[row]) == "activation"]
+        return rows
 
     def _kind(self, cost_row: int) -> str:
         """Return the family of a cost row, by its type, else by what it computes."""

@@ -167,6 +167,18 @@ def test_a_product_does_not_take_the_cost_of_what_is_none() -> None:
     assert joined["matched_by"].values.tolist() == [""]
 
 
+def test_a_product_fused_with_its_activation_by_name_alone() -> None:
+    table = CostTable(model="m", source="onnx", layers=(
+        layer("fc", "Gemm", 50, moves={"input": (0,), "output": (1,)}),
+        layer("act", "Relu", moves={"input": (1,), "output": (2,)}, flops={"elementwise": 4}),
+    ))  # fmt: skip
+    joined = attach(Measured([("fused fc", "FusedGemm", "", "")]).tree(), to_dataset(table))
+    assert joined["cost_layers"].values.tolist() == ["fc;act"]
+    assert (joined["input_bytes"].values[0], joined["output_bytes"].values[0]) == (10, 10)
+    plain = attach(Measured([("fc", "Gemm", "", "")]).tree(), to_dataset(table))
+    assert plain["cost_layers"].values.tolist() == ["fc"]
+
+
 def test_sources_by_the_path_of_a_frameworks_own_nodes() -> None:
     joined = attach(Measured([("x", "FusedConv2D", "", "conv/Conv2D;conv/BiasAdd;relu/Relu6")]).tree(),
                     to_dataset(chain()))  # fmt: skip
