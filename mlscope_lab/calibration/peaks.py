@@ -41,7 +41,7 @@ def _estimate(kernel: Mapping[str, Any]) -> _Rate:
         kept = rates[alone]
         return _Rate(kernel=kernel["name"], bounds=(float(np.median(kept)), float(kept.min()), float(kept.max())))
     # the most that it was seen to do although others ran, and what it would have done without them
-    best = np.argsort(-shares, kind="stable")[:_FEWEST]
+    best = np.argsort(-rates, kind="stable")[:_FEWEST]
     without = float(np.median(rates[best] / np.maximum(shares[best], 1e-3)))
     most = float(rates.max())
     return _Rate(kernel=kernel["name"], bounds=(most, float(rates[best].min()), max(most, without)), alone=False)
