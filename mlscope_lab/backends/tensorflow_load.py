@@ -218,20 +218,26 @@ def open_keras(tf: Any, model: ModelFiles) -> Opened:
     return _from_keras(tf, keras, loaded, None)
 
 
-def _symbolic(model: Any) -> list[Any] | None:
-    """Return the declared inputs of a functional or sequential model, None for a subclassed one."""
+def _symbolic(model: Any) -> tuple[list[Any], Any] | None:
+    """Return the declared inputs of a functional or sequential model, flat and in their structure.
+
+    None for a subclassed one, and for a sequential one that nobody has called or built.
+    """
     try:
-        return list(model.inputs) or None
+        return (list(model.inputs), model.input) if model.inputs else None
     except (AttributeError, ValueError, TypeError):
         return None
 
 
 def _from_keras(tf: Any, keras: Any, model: Any, example: Mapping[str, npt.NDArray[Any]] | None) -> Opened:
-    symbolic = _symbolic(model)
-    if symbolic is not None:
+    if example and isinstance(model, keras.Sequential) and not model.built:
+        # as its first call would; then it has inputs, and its layers get the names that they keep
+        model.build((None, *np.shape(next(iter(example.values())))[1:]))
+    found = _symbolic(model)
+    if found is not None:
+        symbolic, structure = found
         names = [str(t.name).partition(":")[0] for t in symbolic]
         specs = [(t.shape, tf.as_dtype(t.dtype)) for t in symbolic]
-        structure: Any = model.input
         if example is not None and len(example) == len(names):
             names = list(example) if set(example) != set(names) else names
     elif example:

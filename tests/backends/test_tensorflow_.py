@@ -387,3 +387,13 @@ class TestSettings:
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600
         )
         assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_sequential_model_that_nobody_has_called_runs():
+    import keras
+
+    model = keras.Sequential([keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+    x = np.ones((3, 5), dtype=np.float32)
+    with TensorFlowBackend().wrap(model, {"x": x}, SessionOptions(threads=1)) as session:
+        (answer,) = session.predict({"x": x}).values()
+    np.testing.assert_allclose(answer, model(x).numpy(), rtol=1e-6)
