@@ -312,8 +312,8 @@ def sources_of(names: Sequence[str], ops: Sequence[str], outline: Outline) -> tu
 
     ONNX Runtime calls a node that it moved to its blocked layout ``<output>_nchwc``, where ``<output>`` is the tensor
     that the last fused node wrote; walking back from there to the node of the executed type gives the chain. A
-    ``FusedConv`` keeps the convolution's name; walking on to the activation gives the chain. Any other fusion leaves
-    no trace in the name.
+    ``FusedConv`` keeps the convolution's name and a ``FusedGemm`` is called ``fused <product>``; walking on to the
+    activation gives the chain. Any other fusion leaves no trace in the name.
 
     Parameters
     ----------
@@ -342,8 +342,7 @@ def sources_of(names: Sequence[str], ops: Sequence[str], outline: Outline) -> tu
         chain: list[Node] = []
         if name.endswith("_nchwc"):
             chain = _back(writer.get(name.removesuffix("_nchwc")), op, writer)
-        elif name in by_name and name:
-            first = by_name[name]
+        elif name and (first := by_name.get(name) or by_name.get(name.removeprefix("fused "))) is not None:
             chain = _on(first, readers) if op.startswith("Fused") and op != first.op else [first]
         fused = len(chain) > 1 or (len(chain) == 1 and chain[0].name != name)
         sources.append(";".join(_label(node) for node in chain) if fused else "")

@@ -145,6 +145,8 @@ BLOCK = Outline(
         node("c3", "Conv", ["x", "w"], ["t5"]),
         node("a1", "Add", ["t4", "x"], ["t6"]),
         node("a2", "Add", ["t6", "t5"], ["t7"]),
+        node("g1", "Gemm", ["x", "w"], ["t8"], "head"),
+        node("r2", "Relu", ["t8"], ["t9"]),
     ]
 )
 
@@ -157,6 +159,8 @@ BLOCK = Outline(
         ("t6_nchwc", "Conv", "c2;a1", ""),
         ("t7_nchwc", "Conv", "", ""),  # a sum of two convolutions: which one was fused is not in the name
         ("c1", "FusedConv", "c1;b1;r1", "block.conv1"),
+        ("fused g1", "FusedGemm", "g1;r2", "head"),
+        ("fused nowhere", "FusedGemm", "", ""),
         ("c2", "FusedConv", "", ""),  # no activation follows, so something else was fused
         ("c1", "Conv", "", "block.conv1"),
         ("nowhere_nchwc", "Conv", "", ""),
