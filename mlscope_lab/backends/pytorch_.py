@@ -120,7 +120,7 @@ class PyTorchBackend(Backend):
             )
         torch.manual_seed(options.seed)
         mode = "graph" if isinstance(module, torch.jit.ScriptModule) else "eager"
-        mode = "compiled" if _is_compiled(module) else mode
+        mode = "compiled" if _is_compiled(module) else "exported" if _is_exported(module) else mode
         inputs = tuple(
             TensorSpec(name=name, dtype=np.asarray(array).dtype.name, shape=(None,) * np.ndim(array))
             for name, array in example.items()
@@ -170,6 +170,13 @@ def _device(name: str) -> str:
     return f"cuda:{index}"
 
 
+def _is_exported(module: Any) -> bool:
+    """Tell whether a module is that of an exported program, which refuses to change its mode."""
+    import torch
+
+    return isinstance(module, torch.fx.GraphModule) and "range_constraints" in vars(module)
+
+
 def _is_compiled(module: Any) -> bool:
     return hasattr(module, "_orig_mod") and "_dynamo" in type(module).__module__
 
@@ -194,9 +201,9 @@ def _signature(module: Any) -> list[inspect.Parameter]:
 def _by_keyword(module: Any, names: Sequence[str]) -> bool:
     """Tell whether every name is one of ``forward``'s own, so that order does not matter."""
     schema = getattr(getattr(module, "forward", None), "schema", None)
-    exported = getattr(module, "exported_keywords", None)
-    if exported is not None:
-        known = set(exported)
+    if _is_exported(module):
+        # an exported graph takes exactly the keywords it was exported with, whatever its signature shows
+        known = set(module._in_spec.children()[1].context)
     elif schema is not None:
         known = {argument.name for argument in schema.arguments}
     else:

@@ -75,11 +75,7 @@ def _exported(model: ModelFiles) -> Any:
     import torch
 
     try:
-        program = torch.export.load(str(model.path))
-        module = program.module()
-        # an exported graph takes exactly the keywords it was exported with, whatever its signature shows
-        module.exported_keywords = tuple(program.call_spec.in_spec.children()[1].context)
-        return module
+        return torch.export.load(str(model.path)).module()
     except Exception as error:  # the reader raises whatever its JSON, zip and pickle layers raise
         raise _unreadable(model, "a torch.export archive of this PyTorch version", error) from error
 

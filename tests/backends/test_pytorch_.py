@@ -498,3 +498,17 @@ print(torch.get_num_interop_threads(), *session.warnings)
     assert done.returncode == 0, done.stderr
     said = done.stdout.strip()
     assert said == "1" if not late else said.startswith("2 PyTorch keeps 2 inter-operator threads")
+
+
+def test_the_live_module_of_an_exported_program_keeps_its_mode():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()).eval()
+    x = np.ones((1, 3), dtype=np.float32)
+    graph = torch.export.export(module, (torch.from_numpy(x),)).module()
+    with PyTorchBackend().wrap(graph, {"x": x}, SessionOptions(level="layer")) as session:
+        assert session.execution_mode == "exported"
+        (plain,) = session.predict({"x": x}).values()
+        session.begin_trace()
+        session.predict({"x": x})
+        trace = session.end_trace()
+    np.testing.assert_array_equal(plain, module(torch.from_numpy(x)).detach().numpy())
+    assert "aten::linear" in trace.layers.type
