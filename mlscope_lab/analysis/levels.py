@@ -54,9 +54,10 @@ def levels(run: xr.DataTree) -> xr.Dataset:
     xarray.Dataset
         Along ``level``, shallowest first: ``passes`` (one a process), ``iterations`` of all of them, ``predict_ns``
         (median; of the untraced level the headline latency) with 95 % bounds ``low_ns`` and ``high_ns``,
-        ``overhead`` (predict time over that of the level above) with ``overhead_low`` and ``overhead_high`` (over
-        processes where there are several, else within the only one; NaN for the first level), ``outputs_equal`` (1
-        where every pass computed what the untraced one did, 0 where one did not, -1 unknown) and ``dropped_events``.
+        ``overhead`` (predict time over that of the level above; over the untraced one where the framework itself was
+        not traced) with ``overhead_low`` and ``overhead_high`` (over processes where there are several, else within
+        the only one; NaN for the first level), ``outputs_equal`` (1 where every pass computed what the untraced one
+        did, 0 where one did not, -1 unknown) and ``dropped_events``.
         ``attrs["unavailable"]`` is the run's own list of what could not be recorded.
 
     Raises
@@ -72,7 +73,7 @@ def levels(run: xr.DataTree) -> xr.Dataset:
     layers = run.children.get(schema.LAYERS)
     rows: dict[str, list[Any]] = {}
     names = [name for name in schema.RECORDED_LEVELS if (level == name).any()]
-    above = np.nan
+    untraced = np.nan
     for name in names:
         at = np.flatnonzero(level == name)
         if name == "model":
@@ -87,9 +88,9 @@ def levels(run: xr.DataTree) -> xr.Dataset:
         if len(at) > 1 and np.isfinite(ratio).all() and (ratio > 0).all():
             several = geometric_interval(ratio)
             cost = (several.centre, several.low, several.high)
-        # a pass without layers still says its ratio, which is one of medians
-        centre = found.centre if np.isfinite(found.centre) else cost[0] * above
-        above = centre
+        # a pass without layers still says its ratio to the untraced one, which is one of medians
+        centre = found.centre if np.isfinite(found.centre) else cost[0] * untraced
+        untraced = centre if name == "model" else untraced
         row = {
             "passes": len(at), "iterations": int(passes["measured_iterations"].values[at].sum()),
             "predict_ns": centre, "low_ns": found.low, "high_ns": found.high, "overhead": cost[0],

@@ -52,7 +52,8 @@ _LONG_NAMES = {
     "outputs_equal": "outputs equal those of the untraced pass (1 yes, 0 no, -1 unknown)",
     "overhead_high": "upper 95 % bound of overhead_ratio",
     "overhead_low": "lower 95 % bound of overhead_ratio",
-    "overhead_ratio": "median predict time over that of the pass one level above",
+    "overhead_ratio": "median predict time over that of the pass one level above; of a pass in which the framework was "
+    "not traced, over the untraced one",
     "parameter_bytes": "size of the layer's own weights (-1: unknown)",
     "parent": "index of the enclosing call (-1: none)",
     "pass_duration_ns": "duration of the traced predict",
@@ -139,8 +140,11 @@ def _traced(record: PassRecord) -> LayerTrace | None:
 
 
 def _above(passes: Sequence[PassRecord], record: PassRecord) -> list[PassRecord]:
-    """Return the passes one level above: those of the same process, or of all where it has none."""
-    depth = schema.LEVELS.index(record.level)
+    """Return the passes one level above: those of the same process, or of all where it has none.
+
+    Above a pass in which the framework was not traced, because only the process was watched, is the untraced one.
+    """
+    depth = schema.LEVELS.index(record.level) if record.layers is not None else 1
     shallower = [other for other in passes if schema.LEVELS.index(other.level) < depth]
     near = [other for other in shallower if other.process == record.process] or shallower
     deepest = max((schema.LEVELS.index(other.level) for other in near), default=-1)

@@ -511,4 +511,4 @@ def test_the_live_module_of_an_exported_program_keeps_its_mode():
         session.predict({"x": x})
         trace = session.end_trace()
     np.testing.assert_array_equal(plain, module(torch.from_numpy(x)).detach().numpy())
-    assert "aten::linear" in trace.layers.type
+    assert "aten::linear" in trace.layers.name

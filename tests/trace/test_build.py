@@ -305,3 +305,11 @@ def test_any_records_build_a_valid_run_that_keeps_every_number(run_attrs, passes
         np.testing.assert_array_equal(start[start >= 0], (trace.start_ns - anchor)[trace.start_ns >= 0])
         others = np.delete(duration, columns, axis=1)
         assert (others == -1).all()
+
+
+def test_a_pass_in_which_only_the_process_was_watched_is_compared_with_the_untraced_one(run_attrs):
+    plain_pass, traced = both(iterations=9)
+    slow = dataclasses.replace(traced, predict_ns=10 * traced.predict_ns)
+    watched = dataclasses.replace(plain_pass, level="hardware", predict_ns=2 * plain_pass.predict_ns)
+    run = build_run(attrs=run_attrs(level="hardware"), passes=[plain_pass, slow, watched])
+    assert run["passes"]["overhead_ratio"].values[2] == pytest.approx(2.0)
