@@ -154,7 +154,7 @@ def parse_line(record: str, found: Primitives) -> None:
         return
     try:
         duration_ns = round(float(fields[-1]) * 1e6)
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or none that is finite
         return
     if when is None or not (0 < when < 1e13 and 0 <= duration_ns < 2**62):
         found.unplaced += 1

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlscope_lab.backends.pytorch_events import Frame
@@ -65,6 +65,8 @@ WORDS = ("v1", "nan", "inf", "-1", "1e300", "exec", "primitive", "cpu", "7.5", "
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=16))
+@example(["exec", *["v1"] * 8, "inf"])
+@example(["exec", *["v1"] * 8, "nan"])
 def test_no_line_can_break_it(fields):
     found = Primitives()
     parse_line(",".join(fields), found)
