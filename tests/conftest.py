@@ -13,8 +13,15 @@ from hypothesis import settings as hypothesis_settings
 from mlscope_lab.config import Settings, load_settings
 from mlscope_lab.trace.build import new_run_id
 
-# how fast examples come says something of the machine, not of the code
-hypothesis_settings.register_profile("mlscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How fast examples come says something of the machine, not of the code. CI judges a change by the same examples each
+# time; people, and MLSCOPE_TEST_EXAMPLES=1000, look for new ones.
+hypothesis_settings.register_profile(
+    "mlscope",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    max_examples=int(os.environ.get("MLSCOPE_TEST_EXAMPLES", "100")),
+)
 hypothesis_settings.load_profile("mlscope")
 
 
