@@ -117,7 +117,7 @@ conv, x = torch.nn.Conv2d(16, 32, 3), torch.zeros(1, 16, 64, 64)
 print("before")
 log = PrimitiveLog()
 log.start()
-print("from Python")
+print("from Python", flush=True)  # else it waits in a buffer while the raw lines pass it
 os.write(1, b"a raw line and a rest")
 with torch.inference_mode():
     conv(x)
