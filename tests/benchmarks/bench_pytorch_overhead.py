@@ -102,7 +102,7 @@ def traced_times(module, array, threads: int, rounds: int) -> np.ndarray:
     return times
 
 
-def measure(*, rounds: int = 600, threads: int = 1) -> list[dict[str, Any]]:
+def measure(*, rounds: int = 1500, threads: int = 1) -> list[dict[str, Any]]:
     """Measure all figures; see the module's first line."""
     results = []
 
@@ -130,7 +130,7 @@ def measure(*, rounds: int = 600, threads: int = 1) -> list[dict[str, Any]]:
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
