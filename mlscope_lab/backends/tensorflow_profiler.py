@@ -1,6 +1,6 @@
 """TensorFlow's own profiler, over many steps, with every node in it.
 
-It costs a step about a hundredth, where step statistics cost a tenth. By default it leaves out what TensorFlow calls
+It costs a step some hundredths, a fraction of what step statistics cost. By default it leaves out what TensorFlow calls
 inexpensive: reshapes, identities, and whatever took less than some microseconds while the session warmed up. Level 3
 of `tf.profiler.experimental.ProfilerOptions` would record them, but versions up to 2.21 at least do not pass it on
 ("host_tracer_level expects an i value"). The level in force is a variable that the library exports and declares in its

@@ -63,7 +63,7 @@ class ResidentMemory(Collector):
     name = "memory"
     records = ("resident memory", "page faults")
 
-    def __init__(self, *, period_s: float = 0.005) -> None:
+    def __init__(self, *, period_s: float = 0.01) -> None:
         super().__init__()
         self._period_s = period_s
         self._close: Callable[[], None] = lambda: None
