@@ -1,8 +1,8 @@
 """TensorFlow's step statistics: every node of a step, constants included, with its tensors and its memory.
 
-A session asked for ``SOFTWARE_TRACE`` fills them, at a noticeable part of the step's time. They tell what a node reads and
-makes, so one such step, untimed, describes the nodes that the profiler times; where the profiler cannot be had, they
-give the times too.
+A session asked for ``SOFTWARE_TRACE`` fills them, at a noticeable part of the step's time. They tell what a node reads
+and makes, so one such step, untimed, describes the nodes that the profiler times; where the profiler cannot be had,
+they give the times too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from mlscope_lab.analysis.kernels import kernels_by_name
 from mlscope_lab.analysis.levels import levels
 from mlscope_lab.report.html_ import Column, Html, join, table, tag
 from mlscope_lab.report.results import backend_cell
-from mlscope_lab.report.units import UNKNOWN, format_number, time_scale
+from mlscope_lab.report.units import UNKNOWN, time_scale
 from mlscope_lab.report.view import RunView
 from mlscope_lab.trace import schema
 
@@ -72,6 +72,10 @@ def _device(run: xr.DataTree) -> Html | None:
     return tag("p", *sentences)
 
 
+def _caption(shown: int, all_: int, label: str) -> str:
+    return f"All {all_} names on {label}" if shown == all_ else f"The {shown} costliest of {all_} names on {label}"
+
+
 def work_section(views: Sequence[RunView]) -> Html:
     """Return the kernels, or the operators where there are none, that took most of the time, by name."""
     parts: list[Html | None] = []
@@ -87,7 +91,7 @@ def work_section(views: Sequence[RunView]) -> Html:
         for i in range(min(_WORK, found.sizes["name"])):
             one = found.isel(name=i)
             rows.append([
-                tag("code", str(one["name"].item())), str(one["kind"].item()), format_number(float(one["kernels"])),
+                tag("code", str(one["name"].item())), str(one["kind"].item()), f"{float(one['kernels']):.4g}",
                 scale.value(float(one["duration_ns"])), scale.interval(float(one["low_ns"]), float(one["high_ns"])),
                 f"{float(one['share']):.1%}",
             ])  # fmt: skip
@@ -100,7 +104,6 @@ def work_section(views: Sequence[RunView]) -> Html:
             tag("h3", backend_cell(view)),
             tag("p", f"{source[0].upper()}{source[1:]}. Times are of one iteration, at level {found.attrs['level']}."),
             _device(view.run),
-            table(f"The {len(rows)} costliest of {found.sizes['name']} names on {view.label}", columns, rows,
-                  class_="layers"),
+            table(_caption(len(rows), found.sizes["name"], view.label), columns, rows, class_="layers"),
         ]  # fmt: skip
     return tag("section", tag("h2", "Below the layers"), join(parts), id="work") if parts else Html()
