@@ -26,10 +26,13 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
+from mlscope_lab.backends.stepping import Stepper
+from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError, nearest
 from mlscope_lab.trace.records import LayerTrace
 
 __all__ = [
+    "GRAPH_OPTIMIZATIONS",
+    "PRECISIONS",
     "Availability",
     "Backend",
     "Capabilities",
@@ -41,6 +44,10 @@ __all__ = [
 ]
 
 Dim = int | str | None
+PRECISIONS = ("float64", "float32", "float16", "bfloat16", "int8-dynamic", "int8-static")
+"""What a session may be asked to compute in; which of them a backend can do, `Backend.precisions` says."""
+GRAPH_OPTIMIZATIONS = ("none", "basic", "all")
+"""How far the graph is rewritten: not at all; not into kernels of one processor; as far as the framework can."""
 Level = Literal["model", "layer", "operator", "kernel", "hardware"]
 
 
@@ -120,6 +127,14 @@ class SessionOptions:
         Seed of the framework's random generator.
     scratch
         Folder for the framework's trace files; removed by whoever made it.
+    precision
+        One of `PRECISIONS`: the weights and the arithmetic of the model, changed with the framework's own tools when it
+        is opened; None for as published. Inputs and outputs keep their published types: the session casts.
+    graph_optimization
+        One of `GRAPH_OPTIMIZATIONS`: how far the framework may rewrite the graph; None for its default.
+    calibration
+        Feeds from which static quantisation learns its ranges; needed by ``precision="int8-static"`` alone. They do not
+        cross a process boundary.
     """
 
     threads: int | None = None
@@ -127,6 +142,15 @@ class SessionOptions:
     level: Level = "model"
     seed: int = 0
     scratch: Path | None = None
+    precision: str | None = None
+    graph_optimization: str | None = None
+    calibration: tuple[Mapping[str, npt.NDArray[Any]], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in (("precision", PRECISIONS), ("graph_optimization", GRAPH_OPTIMIZATIONS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise InputError(f"Unknown {name} {value!r}. Known: {', '.join(known)}.{nearest(str(value), known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +332,20 @@ class Session(ABC):
         self._tracing = False
         return self._end_trace()
 
+    def open_stepper(self) -> Stepper:
+        """Return what runs this session's model operation by operation; close it before the session.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If this model or backend shows no operations.
+        SessionError
+            If the session is closed or tracing.
+        """
+        if self._closed or self._tracing:
+            raise SessionError("The session is closed" if self._closed else "The session is tracing; end that first")
+        return self._open_stepper()
+
     def close(self) -> None:
         """Release the framework's resources; a second call does nothing."""
         if not self._closed:
@@ -319,6 +357,9 @@ class Session(ABC):
 
     def _close(self) -> None:  # noqa: B027 - optional
         pass
+
+    def _open_stepper(self) -> Stepper:
+        raise UnsupportedModelError(f"{type(self).__name__} shows no operations, so its outputs alone can be compared")
 
     def _begin_trace(self) -> None:
         raise SessionError(f"{type(self).__name__} records no layers; open with level='layer' on a backend that does")
@@ -348,6 +389,10 @@ class Backend(ABC):
         Levels at which its sessions can be traced, "model" included, known without importing the framework.
     level_reasons
         Why it cannot be traced at another level: {level: reason}.
+    precisions
+        Precisions other than the published one that it can be asked for, see `SessionOptions.precision`.
+    graph_optimizations
+        Values of `SessionOptions.graph_optimization` that it knows.
     """
 
     name: ClassVar[str]
@@ -358,6 +403,8 @@ class Backend(ABC):
     formats: ClassVar[tuple[str, ...]] = ()
     levels: ClassVar[tuple[Level, ...]] = ("model", "layer")
     level_reasons: ClassVar[Mapping[str, str]] = {}
+    precisions: ClassVar[tuple[str, ...]] = ()
+    graph_optimizations: ClassVar[tuple[str, ...]] = ()
 
     def availability(self) -> Availability:
         """Tell whether the framework is installed, without importing it."""
@@ -402,7 +449,19 @@ class Backend(ABC):
             If opening the file could run code that nobody trusted.
         """
         self.require()
-        return self._open(model, options or SessionOptions())
+        options = options or SessionOptions()
+        self._check_options(options)
+        return self._open(model, options)
+
+    def _check_options(self, options: SessionOptions) -> None:
+        """Refuse a precision or an optimisation level that this backend does not know, naming those that it does."""
+        for name, known in (("precision", self.precisions), ("graph_optimization", self.graph_optimizations)):
+            value = getattr(options, name)
+            if value is not None and value not in known:
+                offered = f"it knows {', '.join(known)}" if known else "it has no such choice"
+                raise UnsupportedModelError(
+                    f"{self.title} cannot be asked for {name}={value!r}: {offered}. Leave it out for the default"
+                )
 
     def level_reason(self, level: str, device: str) -> str | None:
         """Return why sessions on a device cannot be traced at a level, None where they can; imports nothing."""
@@ -438,7 +497,9 @@ class Backend(ABC):
             Arrays by input name; for positional arguments the order of the mapping counts.
         """
         self.require()
-        return self._wrap(obj, example, options or SessionOptions())
+        options = options or SessionOptions()
+        self._check_options(options)
+        return self._wrap(obj, example, options)
 
     def save(self, obj: object, example: Mapping[str, npt.NDArray[Any]], folder: Path) -> tuple[Path, str]:
         """Write a live object as a file that another process opens; nothing is pickled by us.

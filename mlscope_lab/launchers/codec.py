@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import ModelFiles, SessionOptions, TensorSpec
+from mlscope_lab.errors import InputError
 from mlscope_lab.trace.records import EventTable, LayerTable, LayerTrace, PassRecord
 
 __all__ = [
@@ -63,7 +64,15 @@ def model_from_json(data: Mapping[str, Any]) -> ModelFiles:
 
 
 def options_to_json(options: SessionOptions) -> dict[str, Any]:
-    """Return session options as a JSON-able mapping."""
+    """Return session options as a JSON-able mapping.
+
+    Raises
+    ------
+    InputError
+        If they carry calibration data, which stays in the process that has it.
+    """
+    if options.calibration:
+        raise InputError("Calibration data for static quantisation does not cross to another process; use on='inline'")
     fields = dataclasses.asdict(options)
     fields["scratch"] = None if options.scratch is None else str(options.scratch)
     return fields
@@ -73,6 +82,7 @@ def options_from_json(data: Mapping[str, Any]) -> SessionOptions:
     """Undo `options_to_json`."""
     fields = dict(data)
     fields["scratch"] = None if fields["scratch"] is None else Path(fields["scratch"])
+    fields["calibration"] = ()
     return SessionOptions(**fields)
 
 

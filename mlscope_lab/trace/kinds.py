@@ -1,0 +1,98 @@
+"""What an operator computes, in one vocabulary for all frameworks.
+
+Names of operators differ (``Conv``, ``aten::conv2d``, ``_MklNativeFusedConv2D``); what they compute does not. Kinds are
+what alignment compares and what tells compute from mere layout.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["COMPUTE", "KINDS", "LAYOUT", "kind_of"]
+
+_TYPES: Final[dict[str, str]] = {
+    "convolution": "conv conv1d conv2d conv3d convolution convinteger qlinearconv fusedconv nhwcconv depthwiseconv2d "
+                   "depthwiseconv2dnative depthwise_conv_2d conv_2d mkldnn_convolution thnn_conv2d",
+    "transposed_convolution": "convtranspose conv_transpose1d conv_transpose2d conv_transpose3d conv2dbackpropinput "
+                              "transpose_conv",
+    "product": "gemm matmul fusedgemm fusedmatmul linear addmm mm bmm baddbmm matmulinteger qlinearmatmul "
+               "matmulnbits dynamicquantizematmul matmulintegertofloat batchmatmul batchmatmulv2 fully_connected "
+               "einsum qgemm mv dot batch_matmul",
+    "recurrent": "lstm gru rnn lstm_cell gru_cell rnn_tanh unidirectional_sequence_lstm lstmcell",
+    "attention": "attention scaled_dot_product_attention multiheadattention "
+                 "_scaled_dot_product_flash_attention_for_cpu groupqueryattention qattention",
+    "embedding": "embedding embeddingbag embedding_bag embedlayernormalization embedding_lookup",
+    "normalization": "batchnormalization batch_norm native_batch_norm _native_batch_norm_legit_no_training "
+                     "fusedbatchnormv3 fusedbatchnorm layernormalization layer_norm native_layer_norm group_norm "
+                     "native_group_norm instancenormalization instance_norm lrn skiplayernormalization "
+                     "simplifiedlayernormalization rms_norm local_response_normalization l2_normalization "
+                     "lpnormalization groupnormalization",
+    "activation": "relu relu6 clip clipbyvalue hardtanh clamp leakyrelu leaky_relu elu selu celu gelu sigmoid tanh "
+                  "silu mish hardswish hard_swish hardsigmoid prelu softplus softsign threshold fastgelu "
+                  "biasgelu quickgelu logistic relu_n1_to_1 log_sigmoid clamp_min clamp_max erf thresholdedrelu swish",
+    "softmax": "softmax log_softmax _softmax _log_softmax logsoftmax hardmax",
+    "pooling": "maxpool averagepool avgpool globalaveragepool globalmaxpool max_pool2d avg_pool2d adaptive_avg_pool2d "
+               "adaptive_max_pool2d _adaptive_avg_pool2d max_pool2d_with_indices max_pool1d avg_pool1d max_pool_2d "
+               "average_pool_2d lppool mkldnn_max_pool2d adaptive_avg_pool1d maxpoolv2",
+    "reduction": "reducemean reducesum reducemax reducemin reduceprod reducel2 mean sum max min prod amax amin argmax "
+                 "argmin norm cumsum reduce_max reduce_prod arg_max topk topkv2 any all std var reducesumsquare "
+                 "reducelogsumexp logsumexp",
+    "addition": "add addv2 biasadd bias_add sub subtract add_ addn",
+    "multiplication": "mul multiply div divide realdiv truediv rsub mul_no_nan",
+    "elementwise": "exp log sqrt rsqrt pow abs neg sin cos reciprocal square squareddifference maximum minimum floor "
+                   "round ceil sign where select selectv2 equal greater less greaterequal lessequal greater_equal "
+                   "logical_and logical_or logical_not not and or mod floordiv floormod isnan isinf gt lt ge le eq ne "
+                   "log1p expm1 squared_difference notequal",
+    "concatenation": "concat concatv2 cat concatenation stack pack concatenate",
+    "padding": "pad padv2 constant_pad_nd mirrorpad reflection_pad2d reflection_pad1d zeropad2d replication_pad2d "
+               "mirror_pad",
+    "slicing": "slice stridedslice strided_slice gather gatherv2 gathernd gathernd select index index_select narrow "
+               "split splitv split_with_sizes chunk unbind unpack unstack unsafe_split getitem scatternd "
+               "gatherelements",
+    "resizing": "resize upsample resizebilinear resizenearestneighbor upsample_nearest2d upsample_bilinear2d "
+                "resize_bilinear resize_nearest_neighbor interpolate",
+    "quantization": "quantizelinear dequantizelinear dynamicquantizelinear quantize dequantize quantize_per_tensor "
+                    "fakequantwithminmaxvars quantize_per_channel quantizev2 fake_quantize_per_tensor_affine",
+    "cast": "cast to _to_copy type_as to.dtype castlike",
+    "layout": "transpose permute t reorderinput reorderoutput transpose.int movedim contiguous numpy_t swapaxes "
+              "_mkltotf mkltotf depthtospace spacetodepth pixel_shuffle depth_to_space space_to_depth",
+    "reshaping": "reshape flatten view squeeze unsqueeze expanddims expand_dims expand _unsafe_view tile broadcastto "
+                 "flatten.using_ints broadcast_to view_as as_strided repeat _reshape_alias unflatten",
+    "identity": "identity dropout alias clone detach lift_fresh copy_ identityn snapshot stopgradient _identity "
+                "feature_dropout preventgradient ensureshape copy",
+    "shape": "shape size constantofshape fill zeros ones full arange range rank constant nonzero numtotensor "
+             "shapen zeros_like ones_like full_like empty new_zeros prim_numtotensor",
+    "control": "if loop scan while partitionedcall statefulpartitionedcall case statelessif statelesswhile",
+}  # fmt: skip
+_KINDS: Final = {name.lower(): kind for kind, names in _TYPES.items() for name in names.split()}
+# kinds whose results differ between frameworks only by rounding, and that carry the weights
+COMPUTE: Final = frozenset({"convolution", "transposed_convolution", "product", "recurrent", "attention"})
+# kinds that move or wrap values and compute nothing
+LAYOUT: Final = frozenset({"layout", "reshaping", "identity", "padding", "cast", "shape"})
+KINDS: Final = (*_TYPES, "other")
+_MARKS = re.compile(
+    r"^(?:_|mklnative|mkl|fused|nhwc|qlinear(?=add|mul|sigmoid|averagepool|globalaveragepool|concat|softmax|leakyrelu))"
+)
+
+
+def kind_of(operator: str) -> str:
+    """Return what an operator computes, "other" for one that is not known.
+
+    Parameters
+    ----------
+    operator
+        A framework's name of it; a namespace (``aten::``), an overload (``.default``), an in-place mark (``relu_``)
+        and the marks of a kernel's library (``_MklNativeFused``) are seen through.
+
+    Examples
+    --------
+    >>> kind_of("aten::conv2d"), kind_of("Conv"), kind_of("aten::hardtanh_"), kind_of("Gemm"), kind_of("BiasAdd")
+    ('convolution', 'convolution', 'activation', 'product', 'addition')
+    """
+    name = operator.lower().rpartition("::")[2]
+    for candidate in (name, name.partition(".")[0], name.rstrip("_"), name.partition(".")[0].rstrip("_")):
+        if candidate in _KINDS:
+            return _KINDS[candidate]
+    bare = _MARKS.sub("", name.partition(".")[0])
+    return kind_of(bare) if bare and bare != name else "other"
