@@ -18,7 +18,7 @@ from mlscope_lab.launchers.subprocess_ import Limits, TaskFailure, run_in_subpro
 from mlscope_lab.prediction import Prediction
 from mlscope_lab.processing.recipe import answers, declared_outputs
 from mlscope_lab.progress import Reporter, reporter
-from mlscope_lab.subject import resolve, samples_for
+from mlscope_lab.subject import Subject, resolve, samples_for
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,13 +32,13 @@ class Model:
     Made by `load`. The session opens at the first predict and stays open.
     """
 
-    def __init__(self, model: Any, *, backend: str | None, example: Any, threads: int | None, device: str,
+    def __init__(self, model: Any, *, backend: str | None, example: Any, options: SessionOptions,
                  settings: Settings, progress: bool | Reporter | None) -> None:  # fmt: skip
         self._given, self._settings, self._progress = model, settings, progress
         with reporter(progress, total=1, title="load") as line:
             self._subject = resolve(model, backend=backend, example=example, settings=settings, reporter=line)
         self._example = example
-        self._options = SessionOptions(threads=threads or available_cores(), device=device)
+        self._options = options
         self._session: Session | None = None
 
     def __repr__(self) -> str:
@@ -72,6 +72,16 @@ class Model:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Outputs as the backend has them (opens the session)."""
         return self._opened().outputs
+
+    @property
+    def subject(self) -> Subject:
+        """What the model is and who runs it."""
+        return self._subject
+
+    @property
+    def session(self) -> Session:
+        """The open session (opens it)."""
+        return self._opened()
 
     def _opened(self) -> Session:
         if self._session is None:
@@ -180,6 +190,8 @@ def load(
     example: Any = None,
     threads: int | None = None,
     device: str = "cpu",
+    precision: str | None = None,
+    graph_optimization: str | None = None,
     settings: Settings | None = None,
     progress: bool | Reporter | None = None,
 ) -> Model:
@@ -195,6 +207,9 @@ def load(
         Example inputs of a live object.
     threads, device
         As for `mlscope_lab.profile`.
+    precision, graph_optimization
+        As for `mlscope_lab.backends.base.SessionOptions`: what to compute in instead of the published precision, and
+        how far the framework may rewrite the graph.
     settings
         Default: what the environment says.
     progress
@@ -207,5 +222,8 @@ def load(
     >>> model.predict([[3.0, 4.0]]).outputs["output"].tolist()
     [[6.0, 8.0]]
     """
-    return Model(model, backend=backend, example=example, threads=threads, device=device,
-                 settings=settings or load_settings(), progress=progress)  # fmt: skip
+    options = SessionOptions(
+        threads=threads or available_cores(), device=device, precision=precision, graph_optimization=graph_optimization
+    )
+    return Model(model, backend=backend, example=example, options=options, settings=settings or load_settings(),
+                 progress=progress)  # fmt: skip
