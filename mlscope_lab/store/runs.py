@@ -73,6 +73,9 @@ class Store:
     ----------
     root
         Folder of the runs.
+    kind
+        What is kept there: "run", or "comparison" (`mlscope_lab.divergence.schema`), whose folder is ``comparisons``
+        within that of the runs.
 
     Examples
     --------
@@ -82,7 +85,8 @@ class Store:
     >>> store.open("latest").mlscope.summary()  # doctest: +SKIP
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, kind: str = "run") -> None:
+        self.kind = kind
         self.root = Path(root).expanduser().absolute()
         self._index = Index(self.root / "index.sqlite")
 
@@ -120,9 +124,8 @@ class Store:
             If it is stored already, or cannot be written; nothing of it is left behind then.
         """
         from mlscope_lab.store.zarr_ import encode, sync_folder, write_files
-        from mlscope_lab.trace.validate import validate
 
-        validate(tree)
+        self._validate(tree)
         run_id = str(tree.attrs["run_id"])
         final = self.root / run_id
         temporary = self.root / f".tmp-{run_id}-{secrets.token_hex(4)}"
@@ -172,12 +175,21 @@ class Store:
         """
         from mlscope_lab.store.zarr_ import read_tree
         from mlscope_lab.trace.accessor import ensure_registered
-        from mlscope_lab.trace.validate import validate
 
         ensure_registered()
         tree = read_tree(self.path(run))
-        validate(tree, values=False)
+        self._validate(tree, values=False)
         return tree
+
+    def _validate(self, tree: xr.DataTree, *, values: bool = True) -> None:
+        if self.kind == "comparison":
+            from mlscope_lab.divergence.validate import validate_comparison
+
+            validate_comparison(tree)
+        else:
+            from mlscope_lab.trace.validate import validate
+
+            validate(tree, values=values)
 
     def path(self, run: str = "latest") -> Path:
         """Return the folder of a run; see `open` for what `run` may be."""
@@ -187,7 +199,8 @@ class Store:
         """Return the full id of a run; see `open` for what `run` may be."""
         names = self._names()
         if not names:
-            raise RunNotFoundError(f"The store {self.root} holds no runs yet; measure one, or set MLSCOPE_HOME")
+            way = "compare two models" if self.kind == "comparison" else "measure one"
+            raise RunNotFoundError(f"The store {self.root} holds no {self.kind}s yet; {way}, or set MLSCOPE_HOME")
         if run == "latest":
             second = max(names)[:16]
             # ids of one second differ in random digits only
@@ -200,11 +213,12 @@ class Store:
         if found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise RunNotFoundError(
-                f"{len(found)} runs begin with '{run}': {', '.join(found[:5])}{more}; write more of the id"
+                f"{len(found)} {self.kind}s begin with '{run}': {', '.join(found[:5])}{more}; write more of the id"
             )
         recent = sorted(names, reverse=True)[:200]
         raise RunNotFoundError(
-            f"No run '{run}' in {self.root} ({len(names)} runs, the latest is {recent[0]}).{nearest(str(run), recent)}"
+            f"No {self.kind} '{run}' in {self.root} ({len(names)} {self.kind}s, the latest is {recent[0]})."
+            f"{nearest(str(run), recent)}"
         )
 
     def runs(
@@ -324,12 +338,11 @@ class Store:
 
     def _rows(self, names: set[str]) -> Iterator[dict[str, Any]]:
         from mlscope_lab.store.zarr_ import read_tree
-        from mlscope_lab.trace.validate import validate
 
         for name in sorted(names):
             try:
                 tree = read_tree(self.root / name)
-                validate(tree, values=False)
+                self._validate(tree, values=False)
                 if tree.attrs["run_id"] != name:
                     raise StoreError(f"it holds run {tree.attrs['run_id']}; rename the folder")
                 yield _row(tree)

@@ -1,0 +1,178 @@
+"""Shadow replay: each group of operations on the reference's own inputs, so that what it adds is told from what it got.
+
+The difference of two values has two parts: what the group *inherits* through its inputs, and what it *injects* itself.
+Given the reference's inputs, a faultless group returns the reference's result but for rounding, wherever it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.alignment.records import Alignment, Pair, in_layout_of
+from mlscope_lab.backends.stepping import Stepper
+from mlscope_lab.divergence.capture import Capture
+from mlscope_lab.divergence.noise import ROUNDOFF_STEPS, Perturbation, unit_roundoff
+from mlscope_lab.errors import InputError, MlscopeError
+
+__all__ = ["Injection", "boundary", "from_reference", "replay_pair", "shadow"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """What a group does to the reference's inputs.
+
+    Attributes
+    ----------
+    max_abs
+        Largest absolute difference from the reference's value; inf where one of them is not finite and the other is.
+    l2_relative
+        Root of the sum of squared differences over that of the reference's squares.
+    noise
+        Largest absolute difference that rounding makes of this group's result on these inputs.
+    """
+
+    max_abs: float
+    l2_relative: float
+    noise: float
+
+
+def boundary(capture: Capture, operations: tuple[int, ...]) -> list[int]:
+    """Return the positions of the values that some operations read and do not write, each once, in order."""
+    inside: set[int] = set()
+    found: dict[int, None] = {}
+    for index in operations:
+        operation = capture.graph.operations[index]
+        found.update((v, None) for v in operation.inputs if v not in inside)
+        inside.update(operation.outputs)
+    return list(found)
+
+
+def from_reference(array: Array, pair: Pair, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return a's value as b would have it: the inverse of `in_layout_of`.
+
+    Parameters
+    ----------
+    array
+        a's value.
+    pair
+        Says how the axes go.
+    shape, dtype
+        Of b's value. A batch of another length is cut or filled with repetitions.
+
+    Raises
+    ------
+    InputError
+        If the numbers of elements a sample differ.
+    """
+    if pair.axes is not None:
+        moved_shape = tuple(shape[axis] for axis in pair.axes)
+        inverse = tuple(np.argsort(pair.axes))
+        moved = _resized(array, moved_shape).transpose(inverse)
+    else:
+        moved = _resized(array, shape)
+    return np.ascontiguousarray(moved.astype(dtype, copy=False))
+
+
+def _resized(array: Array, shape: tuple[int, ...]) -> Array:
+    if array.size == int(np.prod(shape)):
+        return array.reshape(shape)
+    if array.ndim and shape and array.shape[0] and shape[0]:
+        rows = array.reshape(array.shape[0], -1)
+        if rows.shape[1] * shape[0] == int(np.prod(shape)):
+            return np.resize(rows, (shape[0], rows.shape[1])).reshape(shape)
+    raise InputError(f"A value of shape {array.shape} is no value of shape {shape}")
+
+
+def replay_pair(stepper: Stepper, pair: Pair, given: Mapping[int, Array]) -> Array:
+    """Run a pair's group of side b on given values and return b's value."""
+    return stepper.replay(pair.group_b, given, [pair.b])[pair.b]
+
+
+def _measure(reference: Array, other: Array) -> tuple[float, float]:
+    """Return the largest absolute and the relative L2 difference; equal NaN and infinities are agreement."""
+    with np.errstate(all="ignore"):
+        one, two = reference.astype(np.float64, copy=False), other.astype(np.float64, copy=False)
+        difference = np.abs(two - one)
+        same = (one == two) | (np.isnan(one) & np.isnan(two))
+        difference[same] = 0.0
+        difference[~np.isfinite(difference)] = np.inf
+        largest = float(difference.max(initial=0.0))
+        scale = float(np.sqrt(np.sum(np.square(one[np.isfinite(one)]))))
+        size = float(np.sqrt(np.sum(np.square(difference))))
+    return largest, size / scale if scale else (0.0 if size == 0.0 else float("inf"))
+
+
+def shadow(
+    stepper: Stepper, a: Capture, b: Capture, alignment: Alignment, *, seed: int = 0
+) -> tuple[dict[int, Injection], dict[int, str]]:
+    """Replay every group of side b on the reference's inputs.
+
+    Parameters
+    ----------
+    stepper
+        Of side b, whose last run was that of `b`.
+    a, b
+        What the runs left.
+    alignment
+        How they meet.
+    seed
+        Of the perturbation that measures each group's rounding.
+
+    Returns
+    -------
+    injections, reasons
+        By position of the pair; and for those that could not be replayed, why.
+    """
+    partner = {pair.b: pair for pair in alignment.pairs}
+    injections: dict[int, Injection] = {}
+    reasons: dict[int, str] = {}
+    perturb = Perturbation(seed)
+    for position, pair in enumerate(alignment.pairs):
+        if not pair.group_b:
+            continue
+        try:
+            given: dict[int, Array] = {}
+            for value in boundary(b, pair.group_b):
+                own = b.graph.values[value]
+                if value not in partner:
+                    raise InputError(f"it reads '{own.name}', which has no partner in the reference")
+                if value not in b.spool or partner[value].a not in a.spool:
+                    raise InputError(f"it reads '{own.name}', which is no number")
+                mine = b.spool.read(value)
+                given[value] = from_reference(a.spool.read(partner[value].a), partner[value], own.shape, mine.dtype)
+            result = replay_pair(stepper, pair, given)
+            reference = a.spool.read(pair.a)
+            injected = in_layout_of(_like(reference.shape, result), result, pair.axes)
+            rows = min(len(reference), len(injected)) if reference.ndim else None
+            largest, relative = _measure(reference[:rows], injected[:rows])
+            moved = {v: perturb(array, b.graph.values[v].dtype) for v, array in given.items()}
+            again = replay_pair(stepper, pair, moved) if any(moved[v] is not given[v] for v in given) else result
+            noise = _own_noise(result, again, b.graph.values[pair.b].dtype)
+        except MlscopeError as error:
+            reasons[position] = str(error)
+            continue
+        injections[position] = Injection(max_abs=largest, l2_relative=relative, noise=noise)
+    return injections, reasons
+
+
+def _like(shape: tuple[int, ...], result: Array) -> tuple[int, ...]:
+    """Return the reference's shape with the batch of the result, where that is of another length."""
+    size = int(np.prod(shape[1:])) if shape else 1
+    return (result.size // size, *shape[1:]) if shape and size and result.size % size == 0 else shape
+
+
+def _own_noise(result: Array, again: Array, dtype: str) -> float:
+    """Return how far rounding moves a group's result: that of its inputs, and that of the result itself."""
+    with np.errstate(all="ignore"):
+        moved = np.abs(again.astype(np.float64, copy=False) - result)
+        finite = moved[np.isfinite(moved)]
+        size = np.abs(result[np.isfinite(result)], dtype=np.float64) if result.dtype.kind == "f" else np.zeros(1)
+    scale = float(size.max(initial=0.0))
+    return (float(finite.max()) if finite.size else 0.0) + ROUNDOFF_STEPS * unit_roundoff(dtype) * scale
