@@ -87,7 +87,7 @@ class Stepper(ABC):
         InputError
             If the feeds do not fit.
         SessionError
-            If an operation fails; ``error.operation`` names it where known. What was received before stays valid.
+            If an operation fails. What was received before stays valid; `partial` tells what ran.
         """
         self._check()
         self._graph = None
@@ -98,6 +98,10 @@ class Stepper(ABC):
         except Exception as error:  # frameworks share no base class of their exceptions
             raise SessionError(f"{type(self).__name__}: {type(error).__name__}: {error}") from error
         return self._graph
+
+    def partial(self) -> Graph | None:
+        """Return what ran before the last run failed, with positions as they were received; None where unknown."""
+        return self._partial()
 
     def replay(self, operations: Sequence[int], given: Mapping[int, Array], wanted: Sequence[int]) -> dict[int, Array]:
         """Run some operations of the last run again on other values.
