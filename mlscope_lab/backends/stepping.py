@@ -165,6 +165,9 @@ class Stepper(ABC):
     @abstractmethod
     def _run(self, feeds: Mapping[str, Array], receive: Receive) -> Graph: ...
 
+    def _partial(self) -> Graph | None:
+        return None
+
     def _replay(self, operations: Sequence[int], given: Mapping[int, Array], wanted: Sequence[int]) -> dict[int, Array]:
         raise SessionError(f"{type(self).__name__} cannot run single operations again")
 
