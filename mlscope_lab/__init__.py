@@ -12,6 +12,7 @@ A tour::
     run.mlscope.slowest()                              # the layers that cost most
     ml.analyze(run, "latency_by_type")                 # one of A1 to A15 across the stack, or a companion
     ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
+    ml.compare("pytorch", "onnxruntime", "cat.jpg", model="efficientnet-lite0")   # where do two backends part ways
     ml.roofline(run)                                   # how far each layer is from what the machine allows
     ml.cost("efficientnet-lite0")                      # FLOPs, weights, bytes, peak memory, without running it
     ml.runs()                                          # everything measured so far
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from mlscope_lab.catalog import Catalog, load_catalog
     from mlscope_lab.config import Settings, load_settings
     from mlscope_lab.costing import cost
+    from mlscope_lab.divergence.bisect import bisect_precision
+    from mlscope_lab.divergence.compare import compare
+    from mlscope_lab.divergence.result import Comparison
+    from mlscope_lab.divergence.stored import comparisons, delete_comparison, open_comparison
     from mlscope_lab.errors import MlscopeError, RunError
     from mlscope_lab.handle import Model, load
     from mlscope_lab.public import analyze, delete_run, export_run, import_trace, models, open_run, runs
@@ -44,14 +49,19 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Catalog": "mlscope_lab.catalog",
+    "Comparison": "mlscope_lab.divergence.result",
     "MlscopeError": "mlscope_lab.errors",
     "Model": "mlscope_lab.handle",
     "RunError": "mlscope_lab.errors",
     "Settings": "mlscope_lab.config",
     "analyze": "mlscope_lab.public",
+    "bisect_precision": "mlscope_lab.divergence.bisect",
     "calibrate": "mlscope_lab.calibration.stored",
+    "compare": "mlscope_lab.divergence.compare",
     "compare_latency": "mlscope_lab.runner",
+    "comparisons": "mlscope_lab.divergence.stored",
     "cost": "mlscope_lab.costing",
+    "delete_comparison": "mlscope_lab.divergence.stored",
     "delete_run": "mlscope_lab.public",
     "export_run": "mlscope_lab.public",
     "import_trace": "mlscope_lab.public",
@@ -59,6 +69,7 @@ _LAZY = {
     "load_catalog": "mlscope_lab.catalog",
     "load_settings": "mlscope_lab.config",
     "models": "mlscope_lab.public",
+    "open_comparison": "mlscope_lab.divergence.stored",
     "open_run": "mlscope_lab.public",
     "profile": "mlscope_lab.runner",
     "roofline": "mlscope_lab.roofs",
@@ -68,15 +79,20 @@ _LAZY = {
 
 __all__ = [
     "Catalog",
+    "Comparison",
     "MlscopeError",
     "Model",
     "RunError",
     "Settings",
     "__version__",
     "analyze",
+    "bisect_precision",
     "calibrate",
+    "compare",
     "compare_latency",
+    "comparisons",
     "cost",
+    "delete_comparison",
     "delete_run",
     "export_run",
     "import_trace",
@@ -84,6 +100,7 @@ __all__ = [
     "load_catalog",
     "load_settings",
     "models",
+    "open_comparison",
     "open_run",
     "profile",
     "roofline",

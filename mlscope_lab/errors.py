@@ -20,6 +20,7 @@ knows nothing of us still catches what it expects::
     │   │   └── ConversionError                 no way, or no complete way, from one form to another
     │   └── SessionError (RuntimeError)         closed, used from two threads, or the framework raised
     ├── RunError (RuntimeError)                 a run was recorded as failed
+    │   └── ComparisonError                     a side failed while two were compared
     ├── SchemaError (ValueError)                a DataTree is not a run
     └── StoreError (OSError)                    the store could not be read or written
         └── RunNotFoundError (LookupError)      no run has that id
@@ -33,6 +34,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "BackendNotAvailableError",
+    "ComparisonError",
     "ConfigError",
     "ConversionError",
     "DigestError",
@@ -135,6 +137,22 @@ class RunError(MlscopeError, RuntimeError):
         super().__init__(message)
         self.run_id = run_id
         self.kind = kind
+
+
+class ComparisonError(RunError):
+    """A side failed while it was compared with another.
+
+    Parameters
+    ----------
+    message, run_id
+        As for `RunError`.
+    comparison
+        What was found until then, a `mlscope_lab.divergence.result.Comparison`.
+    """
+
+    def __init__(self, message: str, *, comparison: object, run_id: str | None = None) -> None:
+        super().__init__(message, run_id=run_id, kind="error")
+        self.comparison = comparison
 
 
 class SchemaError(MlscopeError, ValueError):

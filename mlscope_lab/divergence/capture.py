@@ -13,7 +13,7 @@ from mlscope_lab.alignment.sketch import ValueSketch, sketch
 from mlscope_lab.backends.base import Session
 from mlscope_lab.backends.stepping import Receive, Stepper
 from mlscope_lab.divergence.spool import Spool
-from mlscope_lab.errors import UnsupportedModelError
+from mlscope_lab.errors import SessionError, UnsupportedModelError
 from mlscope_lab.trace.graph import Graph, Operation, Value
 
 __all__ = ["Capture", "WholeModel", "capture", "is_numeric", "open_stepper"]
@@ -128,7 +128,7 @@ def capture(
     Raises
     ------
     SessionError
-        If an operation fails and the stepper cannot tell what ran before.
+        If an operation fails and the stepper cannot tell what ran before; else `Capture.failure` says it.
     """
     made = Capture(graph=Graph(values=(), operations=()), spool=spool or Spool())
 
@@ -143,6 +143,13 @@ def capture(
 
     try:
         made.graph = stepper.run(feeds, receive)
+    except SessionError as error:
+        graph = stepper.partial()
+        if graph is None:
+            if spool is None:
+                made.spool.close()
+            raise
+        made.graph, made.failure = graph, str(error)
     except BaseException:
         if spool is None:
             made.spool.close()

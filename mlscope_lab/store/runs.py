@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +74,9 @@ class Store:
     root
         Folder of the runs.
     kind
-        What is kept there: "run", or "comparison" (`mlscope_lab.divergence.schema`), whose folder is ``comparisons``
-        within that of the runs.
+        What is kept there, in a word for messages.
+    check
+        Raises SchemaError for a tree that does not belong there; default the check of runs.
 
     Examples
     --------
@@ -85,8 +86,11 @@ class Store:
     >>> store.open("latest").mlscope.summary()  # doctest: +SKIP
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, kind: str = "run") -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], *, kind: str = "run", check: Callable[[xr.DataTree], None] | None = None
+    ) -> None:
         self.kind = kind
+        self._check = check
         self.root = Path(root).expanduser().absolute()
         self._index = Index(self.root / "index.sqlite")
 
@@ -182,10 +186,8 @@ class Store:
         return tree
 
     def _validate(self, tree: xr.DataTree, *, values: bool = True) -> None:
-        if self.kind == "comparison":
-            from mlscope_lab.divergence.validate import validate_comparison
-
-            validate_comparison(tree)
+        if self._check is not None:
+            self._check(tree)
         else:
             from mlscope_lab.trace.validate import validate
 
@@ -199,7 +201,7 @@ class Store:
         """Return the full id of a run; see `open` for what `run` may be."""
         names = self._names()
         if not names:
-            way = "compare two models" if self.kind == "comparison" else "measure one"
+            way = "measure one" if self.kind == "run" else "make one"
             raise RunNotFoundError(f"The store {self.root} holds no {self.kind}s yet; {way}, or set MLSCOPE_HOME")
         if run == "latest":
             second = max(names)[:16]

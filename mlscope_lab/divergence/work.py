@@ -1,0 +1,320 @@
+"""The work of a comparison: two open sides run sample after sample, aligned once, compared pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.alignment.aligner import align
+from mlscope_lab.alignment.records import Alignment, Fix, Pair, in_layout_of
+from mlscope_lab.divergence.capture import Capture, capture, is_numeric, open_stepper
+from mlscope_lab.divergence.noise import difference_noise, rounding_noise
+from mlscope_lab.divergence.shadow import Injection, shadow
+from mlscope_lab.divergence.sides import OpenSide, describe_inputs
+from mlscope_lab.errors import InputError, MlscopeError, SessionError
+from mlscope_lab.numerics.measures import PairAccumulator, PairMeasures
+from mlscope_lab.processing.recipe import declared_outputs
+from mlscope_lab.trace.comparison import compare_outputs
+
+__all__ = ["Options", "SampleRow", "Work"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a comparison is made; see `mlscope_lab.compare`."""
+
+    provenance: bool = True
+    values: bool = True
+    fixes: tuple[Fix, ...] = ()
+    calibrate: tuple[str, ...] = ("rounding",)
+    shadow: bool = True
+    keep_tensors: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRow:
+    """What became of one input sample."""
+
+    name: str
+    status: str
+    message: str = ""
+    top1_a: int = -1
+    top1_b: int = -1
+    output_max_abs_error: float = float("nan")
+
+
+class Work:
+    """Two open sides and what was found of them so far; a context manager that frees steppers and spools.
+
+    Parameters
+    ----------
+    a, b
+        The reference and the other side.
+    options
+        How.
+
+    Raises
+    ------
+    InputError
+        If the sides take different numbers of inputs, so that one input cannot serve both.
+    """
+
+    def __init__(self, a: OpenSide, b: OpenSide, options: Options) -> None:
+        self.a, self.b, self.options = a, b, options
+        self._stack = ExitStack()
+        self.alignment: Alignment | None = None
+        self.captures: tuple[Capture, Capture] | None = None
+        self.measures: list[PairAccumulator] = []
+        self.rows: list[SampleRow] = []
+        self.outputs: dict[str, Array] = {}
+        self.noise: tuple[dict[int, float], dict[int, float]] = ({}, {})
+        self.noise_sources: dict[str, str] = {}
+        self.injections: dict[int, Injection] = {}
+        self.not_replayed: dict[int, str] = {}
+        self.observer: list[dict[str, Any]] = []
+        self.tensors: dict[str, dict[str, Any]] = {}
+        self.warnings: list[str] = []
+        self.failure: dict[str, str] | None = None
+        given = (a.session.inputs, b.session.inputs)
+        if given[0] and given[1] and len(given[0]) != len(given[1]):
+            raise InputError(
+                f"The sides take different inputs: a ({a.label}) takes {describe_inputs(given[0])}; "
+                f"b ({b.label}) takes {describe_inputs(given[1])}. Compare models of the same interface"
+            )
+        self.steppers = tuple(self._stack.enter_context(open_stepper(side.session)) for side in (a, b))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def add(self, name: str, samples: Any, count: int = 1) -> None:
+        """Run both sides on some samples and add what differs.
+
+        Parameters
+        ----------
+        name
+            Of the samples, for the record.
+        samples
+            As for `OpenSide.feeds`.
+        count
+            How many samples they are.
+
+        Raises
+        ------
+        InputError
+            If they cannot be read or do not fit; nothing is added then.
+        SessionError
+            If a side fails; `failure` says which, and what was found until then stays.
+        """
+        feeds = (self.a.feeds(samples, count), self.b.feeds(samples, count))
+        plain = []
+        for letter, side, given in zip("ab", (self.a, self.b), feeds, strict=True):
+            plain.append(self._guarded(letter, side, lambda s=side, g=given: s.session.predict(g)))  # type: ignore[misc]
+        first = self.captures is None
+        made = []
+        try:
+            for letter, side, stepper, given in zip("ab", (self.a, self.b), self.steppers, feeds, strict=True):
+                batch = self._batch(side, count)
+                made.append(
+                    self._guarded(
+                        letter, side,
+                        lambda st=stepper, g=given, n=batch: capture(st, g, batch=n, sketching=first),  # type: ignore[misc]
+                    )
+                )  # fmt: skip
+            if first:
+                self._begin(made[0], made[1], plain, count)
+            self._accumulate(made[0], made[1], count)
+            self._record(name, plain)
+            for letter, side, one in zip("ab", (self.a, self.b), made, strict=True):
+                if one.failure:
+                    self._fail(letter, side, one.failure)
+            if first and self.failure is None:
+                self._calibrate(feeds)
+                if self.options.shadow:
+                    self._shadow()
+        finally:
+            kept = self.captures or ()
+            for one in made:
+                if one not in kept:
+                    one.spool.close()
+        if self.failure is not None:
+            raise SessionError(self.failure["message"])
+
+    def _guarded(self, letter: str, side: OpenSide, call: Any) -> Any:
+        try:
+            return call()
+        except SessionError as error:
+            self._fail(letter, side, str(error))
+            raise SessionError(self.failure["message"] if self.failure else str(error)) from error
+
+    def _fail(self, letter: str, side: OpenSide, message: str) -> None:
+        self.failure = {
+            "side": letter,
+            "label": side.label,
+            "message": f"Side {letter} ({side.label}) failed: {message}",
+        }
+
+    def _batch(self, side: OpenSide, count: int) -> int:
+        return max(side.side.batch_size or count, count)
+
+    def _begin(self, a: Capture, b: Capture, plain: list[dict[str, Array]], count: int) -> None:
+        """Keep the first captures, align them, and see what stepping did to the outputs."""
+        self.captures = (a, b)
+        for one in (a, b):
+            self._stack.callback(one.spool.close)
+        for letter, stepper, one, outputs in zip("ab", self.steppers, (a, b), plain, strict=True):
+            stepped = {name: one.spool.read(value) for name, value in one.graph.outputs.items() if value in one.spool}
+            common = [name for name in outputs if name in stepped]
+            equal, largest = compare_outputs({n: outputs[n] for n in common}, {n: stepped[n] for n in common})
+            self.observer.append({"side": letter, "equal": bool(equal == 1), "max_abs_difference": largest,
+                                  "method": stepper.method, "notes": list(stepper.notes)})  # fmt: skip
+            self.outputs |= {f"{letter}_{name}": array for name, array in outputs.items() if is_numeric(array)}
+        self.alignment = align(
+            a.graph, b.graph, a.sketches, b.sketches, batch_a=self._batch(self.a, count),
+            batch_b=self._batch(self.b, count), fixes=self.options.fixes, provenance=self.options.provenance,
+            values=self.options.values,
+        )  # fmt: skip
+        for pair in self.alignment.pairs:
+            ranges = np.array([a.ranges.get(pair.a, (np.nan, np.nan)), b.ranges.get(pair.b, (np.nan, np.nan))])
+            low, high = np.fmin(*ranges[:, 0]), np.fmax(*ranges[:, 1])
+            shape = a.graph.values[pair.a].shape
+            self.measures.append(
+                PairAccumulator(
+                    low=float(low) if np.isfinite(low) else 0.0,
+                    high=float(high) if np.isfinite(high) else 0.0,
+                    channel_axis=self._channel_axis(pair, shape, b),
+                )
+            )
+
+    def _channel_axis(self, pair: Pair, shape: tuple[int, ...], b: Capture) -> int | None:
+        """Return a's channel axis: 1, or the last where the layouts say that a is channels-last; None for vectors."""
+        if len(shape) < 3:
+            return 1 if len(shape) == 2 else None
+        # b's axes in a's order: (0, 3, 1, 2) brings channels-last into channels-first, (0, 2, 3, 1) the reverse
+        if pair.axes is not None and pair.axes[-1] == 1:
+            return len(shape) - 1
+        return 1
+
+    def _matched(self, a: Capture, b: Capture, pair: Pair, count: int) -> tuple[Array, Array] | None:
+        """Return both values of a pair in a's layout, cut to the samples that count; None where one is absent."""
+        if pair.a not in a.spool or pair.b not in b.spool:
+            return None
+        one, other = a.spool.read(pair.a), b.spool.read(pair.b)
+        one = _dequantized(one, a.graph.values[pair.a].quantization)
+        other = _dequantized(other, b.graph.values[pair.b].quantization)
+        sizes = self._batch(self.a, count), self._batch(self.b, count)
+        if sizes[0] != sizes[1] or max(sizes) > count:
+            one = one[:count] if one.ndim and one.shape[0] == sizes[0] else one
+            other = other[:count] if other.ndim and other.shape[0] == sizes[1] else other
+        return one, in_layout_of(one.shape, other, pair.axes)
+
+    def _accumulate(self, a: Capture, b: Capture, count: int) -> None:
+        if self.alignment is None or self.captures is None:
+            return
+        if a is not self.captures[0]:
+            for letter, one, first in (("a", a, self.captures[0]), ("b", b, self.captures[1])):
+                if [v.name for v in one.graph.values] != [v.name for v in first.graph.values]:
+                    raise InputError(
+                        f"side {letter} took another path through its graph than on the first sample, so that its "
+                        "layers cannot be added up; compare it alone"
+                    )
+        for position, (pair, accumulator) in enumerate(zip(self.alignment.pairs, self.measures, strict=True)):
+            both = self._matched(a, b, pair, count)
+            if both is None:
+                continue
+            accumulator.add(*both)
+            if self.options.keep_tensors and a is self.captures[0]:
+                self.tensors[f"t{position:05d}"] = {
+                    "a": both[0], "b": both[1], "name": a.graph.values[pair.a].name, "pair": position
+                }  # fmt: skip
+
+    def _record(self, name: str, plain: Sequence[Mapping[str, Array]]) -> None:
+        named = [declared_outputs(side.recipe, done) for side, done in zip((self.a, self.b), plain, strict=True)]
+        if set(named[0]) != set(named[1]):  # frameworks name outputs as they like; then their order counts
+            named = [{str(i): array for i, array in enumerate(outputs.values())} for outputs in named]
+        _, largest = compare_outputs(named[0], named[1])
+        self.rows.append(
+            SampleRow(
+                name=name, status="compared", top1_a=_top1(named[0]), top1_b=_top1(named[1]),
+                output_max_abs_error=largest,
+            )
+        )  # fmt: skip
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Record a sample that could not be compared."""
+        self.rows.append(SampleRow(name=name, status="left out", message=reason))
+        self.warnings.append(f"Sample {name} is left out: {reason}")
+
+    def _calibrate(self, feeds: tuple[dict[str, Array], dict[str, Array]]) -> None:
+        if self.captures is None:
+            return
+        for letter, index in (("a", 0), ("b", 1)):
+            stepper, plain, found = self.steppers[index], self.captures[index], self.noise[index]
+            if "rounding" in self.options.calibrate:
+                if stepper.can_replace:
+                    _merge(found, rounding_noise(stepper, feeds[index], plain, first_seed=self.options.seed))
+                    self.noise_sources[f"rounding {letter}"] = "values moved by some units in the last place, 2 seeds"
+                else:
+                    self.noise_sources[f"rounding {letter}"] = "unavailable: values cannot be replaced on this side"
+
+    def add_noise(self, index: int, source: str, other: OpenSide, feeds: Mapping[str, Array]) -> None:
+        """Take another session of a side's model as a source of noise: other threads, or double precision."""
+        letter = "ab"[index]
+        if self.captures is None:
+            return
+        try:
+            with open_stepper(other.session) as stepper:
+                _merge(self.noise[index], difference_noise(stepper, feeds, self.captures[index]))
+            self.noise_sources[f"{source} {letter}"] = "the same graph, run so"
+        except MlscopeError as error:
+            self.noise_sources[f"{source} {letter}"] = f"unavailable: {error}"
+
+    def _shadow(self) -> None:
+        if self.captures is None or self.alignment is None:
+            return
+        a, b = self.captures
+        if not self.steppers[1].can_replay:
+            self.warnings.append(
+                f"Side b ({self.b.label}) cannot run single operations again, so that injected error is not told from "
+                "inherited; make it the reference to have that"
+            )
+            return
+        self.injections, self.not_replayed = shadow(self.steppers[1], a, b, self.alignment, seed=self.options.seed)
+
+    def results(self) -> list[PairMeasures]:
+        """Return the measures of every pair, in order."""
+        return [accumulator.result() for accumulator in self.measures]
+
+
+def _merge(into: dict[int, float], more: Mapping[int, float]) -> None:
+    for key, value in more.items():
+        into[key] = float(np.fmax(into.get(key, np.nan), value))
+
+
+def _dequantized(array: Array, quantization: tuple[float, int] | None) -> Array:
+    if quantization is None:
+        return array
+    scale, zero = quantization
+    return (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def _top1(outputs: Mapping[str, Array]) -> int:
+    """Return the largest class of the first sample, -1 where the first output is no row of scores."""
+    for array in outputs.values():
+        if array.dtype.kind == "f" and array.ndim == 2 and array.shape[1] > 1 and np.isfinite(array[0]).any():
+            return int(np.nanargmax(array[0]))
+        break
+    return -1
