@@ -10,6 +10,8 @@
     Valid records of any size from a seed, for tests of whatever takes records.
 `synthetic_run`, `synthetic_failed_run`, `synthetic_ranking`
     Whole runs and their answers, for tests of whatever takes runs.
+`synthetic_comparison`
+    A whole comparison, clean or with a fault at a pair of the caller's choosing.
 
 Importing this package needs numpy alone; pytest is imported once `BackendContract` is asked for.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlscope_lab.testing.checks import check_layer_trace
+from mlscope_lab.testing.comparisons import synthetic_comparison
 from mlscope_lab.testing.event_checks import check_events
 from mlscope_lab.testing.events import synthetic_events
 from mlscope_lab.testing.runs import synthetic_failed_run, synthetic_ranking, synthetic_run
@@ -31,6 +34,7 @@ __all__ = [
     "BackendContract",
     "check_events",
     "check_layer_trace",
+    "synthetic_comparison",
     "synthetic_events",
     "synthetic_failed_run",
     "synthetic_layer_trace",

@@ -14,7 +14,7 @@ from mlscope_lab.testing.synthetic import synthetic_pass
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["synthetic_failed_run", "synthetic_ranking", "synthetic_run"]
+__all__ = ["synthetic_environment", "synthetic_failed_run", "synthetic_ranking", "synthetic_run"]
 
 _ENVIRONMENT = {
     "cpu": "Synthetic CPU @ 2.50GHz", "architecture": "x86_64", "cores_logical": 4, "cores_available": 2,
@@ -23,6 +23,11 @@ _ENVIRONMENT = {
 }  # fmt: skip
 
 _LABELS = ("Egyptian cat", "tabby, tabby cat", "tiger cat", "lynx, catamount", "Persian cat", "window screen")
+
+
+def synthetic_environment() -> dict[str, Any]:
+    """Return the facts of a machine that does not exist."""
+    return dict(_ENVIRONMENT)
 
 
 def _attributes(**changes: Any) -> dict[str, Any]:

@@ -1,0 +1,291 @@
+"""Whole comparisons from a seed: two sides that agree but for rounding, or that part ways at a chosen pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlscope_lab.divergence import schema
+from mlscope_lab.testing.runs import synthetic_environment
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["synthetic_comparison"]
+
+Array = npt.NDArray[Any]
+
+_QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
+_EDGES = 2.0 ** np.arange(-40, 11, dtype=np.float64)
+_BINS = 64
+_CLASSES = 10
+_FACTOR = 16.0
+_BLOCK = (
+    ("expand", "convolution", "aten::conv2d;aten::batch_norm", "Conv"),
+    ("expand_act", "activation", "aten::hardtanh", "Clip"),
+    ("depthwise", "convolution", "aten::conv2d;aten::batch_norm", "Conv"),
+    ("depthwise_act", "activation", "aten::hardtanh", "Clip"),
+    ("project", "convolution", "aten::conv2d;aten::batch_norm", "Conv"),
+    ("residual", "addition", "aten::add", "Add"),
+)
+_STEPS = [
+    {"step": "decode_image", "color": "RGB"}, {"step": "resize", "height": 224, "width": 224},
+    {"step": "normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+]  # fmt: skip
+
+
+def _side(backend: str, version: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": "efficientnet-lite0", "model_version": "1.0.0", "model_digest": "sha256:" + "a" * 64, "format": "onnx",
+        "derived_from": {}, "backend": backend, "backend_version": version, "device": "cpu", "precision": "float32",
+        "asked_precision": "", "batch_size": 1, "threads": 2, "graph_optimization": "default",
+        "execution_mode": "graph", "executable_digest": "sha256:" + "5" * 64, "label": backend,
+        "method": "each operation on its own",
+        "preprocessing": [{"name": "image", "dtype": "float32", "shape": [1, 3, 224, 224], "steps": _STEPS}],
+    } | changes  # fmt: skip
+
+
+def _values(pairs: int, fault_at: int | None, magnitude: float, shape: tuple[int, int, int], seed: int) -> list[
+    tuple[Array, Array, float, Array]
+]:  # fmt: skip
+    """Return for each pair the reference's value, its error on the other side, the noise, and the error injected."""
+    random = np.random.default_rng(seed)
+    found: list[tuple[Array, Array, float, Array]] = []
+    eps = float(np.finfo(np.float32).eps)
+    inherited = np.zeros((1, *shape))
+    for p in range(pairs):
+        tail = pairs - p
+        size = (1, *shape) if tail > 2 else (1, shape[0]) if tail == 2 else (1, _CLASSES)
+        a = random.normal(scale=random.uniform(0.5, 3.0), size=size)
+        if p % len(_BLOCK) in {2, 4}:
+            a = np.clip(a, 0, 6)
+        if inherited.shape != size:  # pooled, then classified
+            inherited = inherited[:, :, 0, 0] if tail == 2 else np.resize(inherited, size)
+        # errors move to other channels and change a little in size from layer to layer
+        inherited = np.roll(inherited, 1, axis=1) * random.uniform(0.9, 1.08)
+        noise = 0.0 if p == 0 else 4.0 * eps * float(np.abs(a).max()) * (1.0 + 0.1 * p)
+        own = random.uniform(-0.9, 0.9, size=size) * noise / (1.0 + 0.1 * p)
+        if p == fault_at:
+            wrong = random.normal(scale=magnitude * float(np.sqrt((a**2).mean())), size=size)
+            wrong[:, shape[0] // 2 if len(size) == 4 else size[1] // 2 :] *= 0.02  # it sits in some channels
+            own = own + wrong
+        inherited = inherited + own
+        found.append((a, inherited, noise, own))
+    return found
+
+
+def _divergences(p: Array, q: Array) -> dict[str, float]:
+    p, q = p / max(p.sum(), 1), q / max(q.sum(), 1)
+    middle = (p + q) / 2
+
+    def kl(one: Array, other: Array) -> float:
+        here = one > 0
+        with np.errstate(divide="ignore"):
+            return float(max(0.0, (one[here] * np.log(one[here] / other[here])).sum()))
+
+    return {
+        "kl_divergence": kl(p, q), "js_divergence": 0.5 * kl(p, middle) + 0.5 * kl(q, middle),
+        "hellinger": float(np.sqrt(max(0.0, 1.0 - np.sqrt(p * q).sum()))),
+    }  # fmt: skip
+
+
+def _measures(a: Array, b: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the numbers of a pair, and its sketches."""
+    error = b - a
+    size, power, wrong = np.abs(error), float((a**2).sum()), float((error**2).sum())
+    worst = int(size.argmax())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(size == 0, 0.0, size / np.abs(a))
+    low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
+    histograms = [np.histogram(x, bins=_BINS, range=(low, high))[0].astype(np.int32) for x in (a, b)]
+    places = [np.clip(np.searchsorted(_EDGES, np.abs(x).ravel(), "right") - 1, 0, len(_EDGES) - 2) for x in (error, a)]
+    joint = np.zeros((len(_EDGES) - 1, len(_EDGES) - 1), dtype=np.int32)
+    np.add.at(joint, (places[0], places[1]), 1)
+    channels = [n for n in range(a.ndim) if n != 1]
+    numbers = {
+        "count": a.size, "max_abs_error": size.max(), "mean_abs_error": size.mean(),
+        "rms_error": np.sqrt((size**2).mean()), "max_rel_error": relative.max(), "mean_rel_error": relative.mean(),
+        "l2_relative": np.sqrt(wrong / power),
+        "cosine": float((a * b).sum()) / np.sqrt(power * float((b**2).sum())),
+        "sqnr_db": 10 * np.log10(power / wrong) if wrong else np.inf,
+        "psnr_db": 10 * np.log10((a.max() - a.min()) ** 2 * a.size / wrong) if wrong else np.inf,
+        **_divergences(*(h.astype(np.float64) for h in histograms)),
+        "nan_a": 0, "nan_b": 0, "inf_a": 0, "inf_b": 0,
+        **{f"{name}_{side}": float(of(x)) for side, x in (("a", a), ("b", b))
+           for name, of in (("min", np.min), ("max", np.max), ("mean", np.mean),
+                            ("rms", lambda v: np.sqrt((v**2).mean())))},
+        "worst_position": ",".join(str(int(i)) for i in np.unravel_index(worst, a.shape)),
+        "worst_a": a.ravel()[worst], "worst_b": b.ravel()[worst],
+        "error_quantiles": np.quantile(size, _QUANTILES),
+    }  # fmt: skip
+    return numbers, {
+        "joint": joint, "histogram_a": histograms[0], "histogram_b": histograms[1], "bin_low": low, "bin_high": high,
+        "channel_max_abs_error": size.max(axis=tuple(channels)),
+        "channel_rms_error": np.sqrt((size**2).mean(axis=tuple(channels))),
+    }  # fmt: skip
+
+
+def _identity(p: int, pairs: int, shape: tuple[int, ...], names: Mapping[int, str]) -> dict[str, Any]:
+    """Return who pair `p` is: an input, layers of inverted residual blocks, a pooling and a classifier."""
+    b_shape = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+    common = {
+        "shape_a": ",".join(map(str, shape)), "shape_b": ",".join(map(str, b_shape)), "dtype_a": "float32",
+        "dtype_b": "float32", "axes": "0,3,1,2" if len(shape) == 4 else "",
+    }  # fmt: skip
+    if p == 0:
+        return {"value_a": "image", "value_b": "image", "operations_a": "", "operations_b": "", "types_a": "",
+                "types_b": "", "kinds": "", "scope": "", "confidence": 1.0, "evidence": "input", **common}  # fmt: skip
+    if p >= pairs - 2:
+        name, kind, types_a, types_b = (
+            ("pool", "pooling", "aten::adaptive_avg_pool2d", "GlobalAveragePool")
+            if p == pairs - 2 else ("classifier", "product", "aten::linear", "Gemm")
+        )  # fmt: skip
+        scope = name
+    else:
+        name, kind, types_a, types_b = _BLOCK[(p - 1) % len(_BLOCK)]
+        scope = f"blocks.{(p - 1) // len(_BLOCK)}"
+        name = f"{scope}.{name}"
+    shown = names.get(p, name)
+    last = p == pairs - 1
+    return {
+        "value_a": "logits" if last else f"{shown}.out", "value_b": "logits" if last else f"/{shown}/out",
+        "operations_a": ";".join(f"{shown}.{t.split('::')[1]}" for t in types_a.split(";")),
+        "operations_b": f"/{shown}/{types_b}", "types_a": types_a, "types_b": types_b,
+        "kinds": "convolution;normalization" if ";" in types_a else kind, "scope": scope,
+        "confidence": 0.998 if p % 5 else 0.93,
+        "evidence": "output;provenance;values" if last else "provenance;values" if p % 5 else "values;structure",
+        **common,
+    }  # fmt: skip
+
+
+def _judged(found: list[tuple[Array, Array, float, Array]], rows: list[dict[str, Any]]) -> None:
+    """Add tolerances, judgements and what was injected to the rows."""
+    for p, (row, (_, error, noise, own)) in enumerate(zip(rows, found, strict=True)):
+        atol = _FACTOR * noise
+        out = float((np.abs(error) > atol).mean())
+        # a replay of the group alone adds no more rounding than one layer makes
+        injected, limit = float(np.abs(own).max()), _FACTOR * noise / (1.0 + 0.1 * p)
+        row |= {
+            "noise_a": noise, "noise_b": 0.8 * noise, "atol": atol, "rtol": 0.0, "tolerance_source": "calibrated",
+            "share_out_low": out, "share_out_high": out, "diverges": int(row["max_abs_error"] > atol),
+            "injected_max_abs": injected if p else np.nan,
+            "injected_l2_relative": float(np.sqrt((own**2).mean())) / row["rms_a"] if p else np.nan,
+            "injected_tolerance": limit if p else np.nan, "injects": int(injected > limit) if p else -1,
+        }  # fmt: skip
+
+
+def synthetic_comparison(
+    pairs: int = 60,
+    *,
+    fault_at: int | None = None,
+    magnitude: float = 0.4,
+    seed: int = 0,
+    samples: int = 1,
+    channels: int = 16,
+    size: int = 6,
+    rename: Mapping[int, str] | None = None,
+    keep_tensors: bool = False,
+    **changes: Any,
+) -> xr.DataTree:
+    """Return a comparison of a network on two frameworks, every number of it measured on seeded arrays.
+
+    Parameters
+    ----------
+    pairs
+        Aligned pairs, at least 4: an input, layers of residual blocks, a pooling and a classifier.
+    fault_at
+        Pair whose group injects an error on the other side, which all later pairs inherit; None for sides that agree
+        but for rounding.
+    magnitude
+        Root mean square of the injected error, as a share of the value's.
+    seed
+        Same seed, same comparison.
+    samples
+        Input samples; one more is left out where there are several.
+    channels, size
+        Of the values: ``(1, channels, size, size)``.
+    rename
+        {pair: label} for layers with labels of the caller's choosing.
+    keep_tensors
+        Keep the values of every pair.
+    **changes
+        Attributes of the root that differ from the default ones.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 pairs, or no pair `fault_at` that computes.
+    """
+    from mlscope_lab.divergence.tree import build_comparison
+
+    if pairs < 4 or (fault_at is not None and not 0 < fault_at < pairs):
+        raise ValueError(f"a comparison has at least 4 pairs and its fault at one of 1 to pairs - 1, not {fault_at}")
+    found = _values(pairs, fault_at, magnitude, (channels, size, size), seed)
+    rows, sketches = [], []
+    for p, (a, error, _, _) in enumerate(found):
+        numbers, sketch = _measures(a, a + error)
+        rows.append({**_identity(p, pairs, a.shape, rename or {}), **numbers})
+        sketches.append(sketch)
+    _judged(found, rows)
+    beyond = [p for p, row in enumerate(rows) if row["diverges"] == 1]
+    logits = {"a_logits": found[-1][0].astype(np.float32),
+              "b_logits": (found[-1][0] + found[-1][1]).astype(np.float32)}  # fmt: skip
+    top = [int(x[0].argmax()) for x in logits.values()]
+    compute = sum("convolution" in row["kinds"] or row["kinds"] == "product" for row in rows)
+    lengths = [len(s["channel_rms_error"]) for s in sketches]
+    groups: dict[str, Mapping[str, Any]] = {
+        schema.PAIRS: {name: [row[name] for row in rows] for name in schema.GROUPS[schema.PAIRS]},
+        schema.SKETCHES: {"joint": [s["joint"] for s in sketches], "error_edges": _EDGES, "reference_edges": _EDGES},
+        schema.HISTOGRAMS: {name: [s[name] for s in sketches] for name in schema.GROUPS[schema.HISTOGRAMS]},
+        schema.CHANNELS: {
+            "pair_index": np.repeat(np.arange(pairs), lengths),
+            "channel": np.concatenate([np.arange(n) for n in lengths]),
+            **{name: np.concatenate([s[name] for s in sketches])
+               for name in ("channel_max_abs_error", "channel_rms_error")},
+        },
+        schema.UNMATCHED: {
+            "side": ["a", "b", "b"], "operation": ["flatten", "/image/reorder", "/tail/Erf"],
+            "type": ["aten::flatten", "ReorderInput", "Erf"],
+            "reason": ["moves values only", "moves values only", "no partner found"],
+        },
+        schema.SAMPLES: _samples(samples, top, rows[-1]["max_abs_error"]),
+    }  # fmt: skip
+    attrs = {
+        "schema_version": schema.SCHEMA_VERSION, "kind": schema.KIND,
+        "run_id": f"20261125T0630{seed:02d}Z-4d5e6f{seed:02x}",
+        "created_at": "2026-11-25T06:30:00.000+00:00", "status": "complete", "model": "efficientnet-lite0",
+        "backend": "pytorch, onnxruntime", "level": "operator", "device": "cpu", "isolation": "inline",
+        "sides": [_side("pytorch", "2.13.0", format="torch_export"), _side("onnxruntime", "1.31.1")],
+        "first_divergent": beyond[0] if beyond else -1,
+        "culprit": fault_at if fault_at is not None and beyond else -1,
+        "tolerance": "calibrated",
+        "observer_effect": [
+            {"side": "a", "equal": True, "max_abs_difference": 0.0, "method": "each operation on its own", "notes": []},
+            {"side": "b", "equal": False, "max_abs_difference": 2.4e-6, "method": "an instrumented build", "notes": []},
+        ],
+        "alignment": {"operations_a": 2 * pairs, "compute_a": compute, "paired_a": compute, "operations_b": pairs + 2,
+                      "compute_b": compute, "paired_b": compute, "provenance": True, "notes": []},
+        "calibration": {"rounding a": "values moved by some units in the last place, 2 seeds",
+                        "rounding b": "values moved by some units in the last place, 2 seeds"},
+        "not_replayed": {"0": "it is an input"}, "warnings": [], "unavailable": {},
+        "environment": synthetic_environment(),
+    } | changes  # fmt: skip
+    kept = {f"t{p:05d}": {"a": a, "b": a + error, "name": rows[p]["value_a"], "pair": p}
+            for p, (a, error, _, _) in enumerate(found)} if keep_tensors else None  # fmt: skip
+    return build_comparison(attrs=attrs, groups=groups, quantiles=_QUANTILES, outputs=logits, tensors=kept)
+
+
+def _samples(count: int, top: list[int], largest: float) -> dict[str, Any]:
+    """Return rows of samples, of which the first is the one whose values were kept."""
+    extra = count > 1
+    return {
+        "sample": [f"picture-{i}.png" for i in range(count + extra)],
+        "status": ["compared"] * count + ["left out"] * extra,
+        "message": [""] * count + ["picture-broken.png: not a picture"] * extra,
+        "top1_a": [top[0], *[2] * (count - 1)] + [-1] * extra,
+        "top1_b": [top[1], *[2] * (count - 1)] + [-1] * extra,
+        "output_max_abs_error": [largest * (1 + 0.1 * i) for i in range(count)] + [np.nan] * extra,
+    }
