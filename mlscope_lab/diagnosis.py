@@ -116,16 +116,19 @@ def _heard() -> Iterator[list[str]]:
 
 
 def _store(settings: Settings, rebuild: bool) -> dict[str, Any]:
+    from mlscope_lab.divergence.stored import store_of
     from mlscope_lab.store import Store
 
-    store = Store(settings.runs)
-    answer: dict[str, Any] = {"path": settings.runs, "runs": 0, "indexed": 0, "index": "ok", "problems": [],
-                              "bytes": 0, "rebuilt": False}  # fmt: skip
+    store, comparisons = Store(settings.runs), store_of(settings)
+    answer: dict[str, Any] = {"path": settings.runs, "runs": 0, "indexed": 0, "comparisons": 0, "index": "ok",
+                              "problems": [], "bytes": 0, "rebuilt": False}  # fmt: skip
     with _heard() as problems:
         try:
             answer["runs"] = len(store)
+            answer["comparisons"] = len(comparisons)
             if rebuild:
                 store.rebuild()
+                comparisons.rebuild()
                 answer["rebuilt"] = True
             answer["indexed"] = len(store.runs())
             answer["bytes"] = store.size

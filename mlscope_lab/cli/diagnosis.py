@@ -60,7 +60,7 @@ def _print_store(out: Console, store: dict[str, Any], manifests: dict[str, Any])
     print_pairs(
         out,
         [
-            ("runs", f"{store['runs']}, {binary_size(store['bytes'])}"),
+            ("runs", f"{store['runs']}, and {store['comparisons']} comparisons, {binary_size(store['bytes'])}"),
             ("index", f"{store['index']}{rebuilt}"),
             *(("run problem", problem) for problem in store["problems"]),
             ("manifests", counts),
