@@ -124,7 +124,8 @@ class Comparison:
     def summary(self) -> str:
         """Return what was found, in a few sentences."""
         attrs, (a, b) = self.tree.attrs, self.sides
-        lines = [f"{a['model']}: {b['label']} against {a['label']} (the reference)"]
+        one, other = (f"{side['model']} on {side['label']}" for side in (a, b))
+        lines = [f"{other} against {one if a['model'] != b['model'] else a['label']} (the reference)"]
         if attrs["status"] == "failed":
             lines.append(f"FAILED: {attrs['failure']['message']} What was compared until then is here.")
         if schema.PAIRS not in self.tree.children:

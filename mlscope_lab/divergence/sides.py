@@ -180,8 +180,8 @@ class OpenSide:
         Parameters
         ----------
         samples
-            A list of `count` samples, or a dict of these by input name; None for the live object's example, or for
-            seeded values.
+            A list of `count` samples, or a dict of these by input name, None for seeded values; for a live object its
+            arrays, None for its example.
         count
             How many there are.
 
@@ -192,8 +192,7 @@ class OpenSide:
         """
         names = [spec.name for spec in self.session.inputs]
         if self.subject.live is not None:
-            given = self.subject.example if samples is None else _arrays(samples)
-            feeds = as_feeds(given)
+            feeds = as_feeds(self.subject.example if samples is None else samples)
             return _named(feeds, names, self.subject.name)
         batch = max(self.side.batch_size or count, count)
         if isinstance(samples, Mapping):
@@ -207,13 +206,6 @@ class OpenSide:
             "seed": 0, "symbols": dict(self.subject.symbols),
         }  # fmt: skip
         return dict(feeds_of(task, arrays, self.session))
-
-
-def _arrays(samples: Any) -> Any:
-    """Return what `as_feeds` takes of samples as `split_samples` makes them: one whole array an input."""
-    if isinstance(samples, Mapping):
-        return {name: given[0] if isinstance(given, list) else given for name, given in samples.items()}
-    return samples[0] if isinstance(samples, list) else samples
 
 
 def _named(feeds: dict[str, Array], names: list[str], model: str) -> dict[str, Array]:
