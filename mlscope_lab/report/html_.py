@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 __all__ = ["Column", "Html", "join", "table", "tag"]
 
-_VOID = frozenset({"br", "hr", "meta"})
+_VOID = frozenset({"br", "hr", "input", "meta"})
 
 
 class Html(str):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mlscope_lab.report.html_ import Column, Html, join, table, tag
 from mlscope_lab.report.results import backend_cell
 from mlscope_lab.report.units import UNKNOWN, format_bytes, format_number
 from mlscope_lab.report.view import RunView
 
-__all__ = ["environment_section", "provenance_section", "warnings_section"]
+__all__ = ["Described", "environment_section", "provenance_section", "warnings_section"]
+
+
+class Described(Protocol):
+    """What these sections ask of a run or a comparison."""
+
+    @property
+    def label(self) -> str: ...  # noqa: D102
+    @property
+    def attrs(self) -> Mapping[str, Any]: ...  # noqa: D102
+
 
 _NAMES = {
     "cpu": "Processor", "architecture": "Architecture", "cores_physical": "Physical cores",
@@ -36,7 +46,7 @@ def _shown(name: str, value: Any) -> str:
     return str(value)
 
 
-def _facts(caption: str, views: Sequence[RunView], columns: Sequence[Mapping[str, str]]) -> Html:
+def _facts(caption: str, views: Sequence[Described], columns: Sequence[Mapping[str, str]]) -> Html:
     """Return a table of what all runs share, and one with a column a run of what tells them apart."""
     keys = list(dict.fromkeys(key for facts in columns for key in facts))
     shared = [key for key in keys if len({facts.get(key) for facts in columns}) == 1]
@@ -50,7 +60,7 @@ def _facts(caption: str, views: Sequence[RunView], columns: Sequence[Mapping[str
     return join(parts)
 
 
-def environment_section(views: Sequence[RunView]) -> Html:
+def environment_section(views: Sequence[Described]) -> Html:
     """Return the machine and the libraries; what changes by the minute is given by run only where it differs."""
     machine, libraries = [], []
     for view in views:
@@ -137,7 +147,7 @@ def provenance_section(views: Sequence[RunView]) -> Html:
     return tag("section", tag("h2", "Provenance"), *parts, id="provenance")
 
 
-def warnings_section(views: Sequence[RunView]) -> Html:
+def warnings_section(views: Sequence[Described]) -> Html:
     """Return the warnings, and what the machine or backend could not give, with the reasons."""
     warned: dict[str, list[str]] = {}
     missing: dict[tuple[str, str], list[str]] = {}

@@ -15,8 +15,8 @@ import hashlib
 from typing import Any, Final
 
 __all__ = [
-    "BACKEND_COLOURS", "FAMILY_COLOURS", "INK", "LEVEL_COLOURS", "OVERLAP_COLOUR", "TEMPLATE", "UNATTRIBUTED_COLOUR",
-    "backend_colour", "backend_symbol", "layer_family",
+    "BACKEND_COLOURS", "FAMILY_COLOURS", "INJECTED_COLOUR", "INK", "LEVEL_COLOURS", "OVERLAP_COLOUR", "TEMPLATE",
+    "TOLERANCE_COLOUR", "UNATTRIBUTED_COLOUR", "backend_colour", "backend_symbol", "layer_family", "side_colours",
 ]  # fmt: skip
 
 BACKEND_COLOURS: Final = {
@@ -47,6 +47,9 @@ FAMILY_COLOURS: Final = {
     "module": "#8D86C9",
     "other": "#9AA0A6",
 }
+INJECTED_COLOUR: Final = "#C2378F"
+"""Error that a layer makes itself; what it inherits has the colour of its backend."""
+TOLERANCE_COLOUR: Final = "rgba(128,134,142,0.22)"
 UNATTRIBUTED_COLOUR: Final = "#80868E"
 OVERLAP_COLOUR: Final = "#B0B5BB"
 INK: Final = "#6B7280"
@@ -120,6 +123,12 @@ def backend_colour(name: str) -> str:
 def backend_symbol(name: str) -> str:
     """Return the plotly marker symbol of a backend, which tells it apart without colour."""
     return _BACKEND_SYMBOLS.get(name) or _SPARE_SYMBOLS[_spare(name)]
+
+
+def side_colours(a: str, b: str) -> tuple[str, str]:
+    """Return the colours of the two sides of a comparison: their backends' own, apart where they are of one backend."""
+    first, second = backend_colour(a), backend_colour(b)
+    return first, second if second != first else next(c for c in reversed(_SPARE_COLOURS) if c != first)
 
 
 def layer_family(type_: str) -> str:
