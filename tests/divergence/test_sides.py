@@ -66,7 +66,7 @@ def test_other_preprocessing_replaces_the_declared_one(picture, shared):
     ]}, model="efficientnet-lite0")  # fmt: skip
     with open_side(side, settings=shared) as opened:
         feeds = opened.feeds(picture, 1)
-        assert feeds["input"].max() == 255.0
+        assert feeds["input"].max() > 100.0
         assert opened.facts()["preprocessing"][0]["steps"][1]["width"] == 224
     declared = side_of({"backend": "onnxruntime"}, model="efficientnet-lite0")
     with open_side(declared, settings=shared) as opened:
