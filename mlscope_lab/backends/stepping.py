@@ -85,14 +85,14 @@ class Stepper(ABC):
         Raises
         ------
         InputError
-            If the feeds do not fit.
+            If the feeds do not fit, or an array that `receive` returned is not of its value's shape and type.
         SessionError
-            If an operation fails. What was received before stays valid; `partial` tells what ran.
+            If an operation or `receive` fails. What was received before stays valid; `partial` tells what ran.
         """
         self._check()
         self._graph = None
         try:
-            self._graph = self._run(feeds, receive)
+            self._graph = self._run(feeds, _fitting(receive) if self.can_replace else receive)
         except (InputError, SessionError):
             raise
         except Exception as error:  # frameworks share no base class of their exceptions
@@ -173,3 +173,18 @@ class Stepper(ABC):
 
     def _close(self) -> None:  # noqa: B027 - optional
         pass
+
+
+def _fitting(receive: Receive) -> Receive:
+    """Return a `receive` that lets no array pass in the place of one of another shape or type."""
+
+    def checked(index: int, array: Array) -> Array | None:
+        other = receive(index, array)
+        if other is not None and (other.shape != array.shape or other.dtype != array.dtype):
+            raise InputError(
+                f"An array of {other.dtype.name}{list(other.shape)} cannot go on in the place of value {index}, "
+                f"which is {array.dtype.name}{list(array.shape)}"
+            )
+        return other
+
+    return checked

@@ -2,6 +2,9 @@
 
 `BackendContract`
     What every backend must do; subclass it in a test module (needs pytest).
+`StepperContract`
+    What every stepper must do: it runs a model operation by operation as the session runs it whole, shows each value
+    once, and repeats single operations. A class of its own, or beside `BackendContract` (needs pytest).
 `check_layer_trace`
     The invariants of a `LayerTrace`.
 `check_events`
@@ -13,7 +16,7 @@
 `synthetic_comparison`
     A whole comparison, clean or with a fault at a pair of the caller's choosing.
 
-Importing this package needs numpy alone; pytest is imported once `BackendContract` is asked for.
+Importing this package needs numpy alone; pytest is imported once a contract is asked for.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ from mlscope_lab.testing.synthetic import synthetic_layer_trace, synthetic_pass
 
 if TYPE_CHECKING:
     from mlscope_lab.testing.contract import BackendContract
+    from mlscope_lab.testing.stepping import StepperContract
 
 __all__ = [
     "BackendContract",
+    "StepperContract",
     "check_events",
     "check_layer_trace",
     "synthetic_comparison",
@@ -52,4 +57,11 @@ def __getattr__(name: str) -> Any:
         from mlscope_lab.testing.contract import BackendContract
 
         return BackendContract
+    if name == "StepperContract":
+        import pytest
+
+        pytest.register_assert_rewrite("mlscope_lab.testing.stepping")
+        from mlscope_lab.testing.stepping import StepperContract
+
+        return StepperContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
