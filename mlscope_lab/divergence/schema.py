@@ -46,7 +46,8 @@ GROUPS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "injected_max_abs": _P, "injected_l2_relative": _P, "injected_tolerance": _P, "injects": _P,
     },
     SKETCHES: {
-        # how many elements have this absolute error (rows) and this absolute reference value (columns), in log2 bins
+        # how many elements have this absolute error (rows) and this absolute reference value (columns), in log2 bins;
+        # the first error bin is of equal elements, the last one of those that are NaN or Inf on one side alone
         "joint": ("pair", "error_bin", "reference_bin"),
         "error_edges": ("error_edge",), "reference_edges": ("reference_edge",),
     },
@@ -76,8 +77,9 @@ TEXT: Final = frozenset({
 })  # fmt: skip
 DTYPES: Final[dict[str, str]] = {
     **dict.fromkeys(TEXT, "object"),
-    **dict.fromkeys(("count", "nan_a", "nan_b", "inf_a", "inf_b"), "int64"),
-    **dict.fromkeys(("pair_index", "channel", "joint", "histogram_a", "histogram_b"), "int32"),
+    # elements of all samples together may be more than int32 holds
+    **dict.fromkeys(("count", "nan_a", "nan_b", "inf_a", "inf_b", "joint", "histogram_a", "histogram_b"), "int64"),
+    **dict.fromkeys(("pair_index", "channel"), "int32"),
     **dict.fromkeys(("channel_max_abs_error", "channel_rms_error"), "float32"),
     **dict.fromkeys(("top1_a", "top1_b"), "int32"),
     # 1 yes, 0 no, -1 not known (the tolerance falls inside a bin of the sketch, or nothing was replayed)

@@ -351,8 +351,8 @@ def _flat(x: Array, buffer: Array) -> Array:
 
 def _bits(x: Array) -> Array:
     """Return the bits of numbers as float32."""
-    single: Array = np.asarray(x, dtype=np.float32)
-    return np.asarray(single.view(np.int32))
+    single: npt.NDArray[np.float32] = np.asarray(x, dtype=np.float32)
+    return single.view(np.int32)
 
 
 def _folded(table: Array, operation: Any) -> Array:
@@ -366,7 +366,7 @@ def _folded(table: Array, operation: Any) -> Array:
         if rows % 2:
             operation(table[0], table[rows - 1], out=table[0])
         rows = half
-    return table[0].copy()
+    return np.asarray(table[0].copy())
 
 
 def split_difference(a: Array, b: Array) -> Array | None:
