@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +12,17 @@ import typer
 from mlscope_lab.cli.options import AsJson, RunId
 from mlscope_lab.cli.output import Column, command, console, emit_json, note, print_table
 from mlscope_lab.cli.text import duration, plain
-from mlscope_lab.errors import InputError, MlscopeError, nearest
+from mlscope_lab.errors import InputError, MlscopeError, RunNotFoundError, nearest
 
 if TYPE_CHECKING:
     from mlscope_lab.store import Store
 
 __all__ = ["delete", "export", "open_run", "report", "runs"]
+
+
+IsComparison = Annotated[
+    bool, typer.Option("--comparison", help="RUN is a comparison; needed for 'latest' alone, other ids are found.")
+]
 
 
 class ExportFormat(StrEnum):
@@ -35,6 +41,24 @@ def _store() -> Store:
     from mlscope_lab.store import Store
 
     return Store(load_settings().runs)
+
+
+def _holding(run: str, *, comparison: bool) -> tuple[Store, str]:
+    """Return the store that holds a run, or a comparison, and its whole id; "latest" is a run unless it is said."""
+    from mlscope_lab.config import load_settings
+    from mlscope_lab.divergence.stored import store_of
+
+    beside = store_of(load_settings())
+    if comparison:
+        return beside, beside.resolve(run)
+    store = _store()
+    try:
+        return store, store.resolve(run)
+    except RunNotFoundError:
+        if run != "latest":
+            with contextlib.suppress(RunNotFoundError):
+                return beside, beside.resolve(run)
+        raise
 
 
 def _row(run_id: str, row: Any) -> dict[str, Any]:
@@ -112,16 +136,16 @@ def report(
     run: RunId = "latest",
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file; default RUN.html here.")] = None,
+    comparison: IsComparison = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a stored run as one HTML page that needs no network.
+    """Write a stored run or comparison as one HTML page that needs no network.
 
     --json: {"run_id", "path"}.
     """
     from mlscope_lab.report import write_report
 
-    store = _store()
-    run_id = store.resolve(run)
+    store, run_id = _holding(run, comparison=comparison)
     path = write_report(store.open(run_id), output if output is not None else Path(f"{run_id}.html"))
     if as_json:
         emit_json({"run_id": run_id, "path": Path(path).absolute()})
@@ -169,17 +193,17 @@ def delete(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, a unique beginning of one, or 'latest'.")],
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    comparison: IsComparison = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a stored run; asks first.
+    """Delete a stored run or comparison; asks first.
 
     --json: {"deleted": run id}; needs --yes.
     """
-    store = _store()
-    run_id = store.resolve(run)
+    store, run_id = _holding(run, comparison=comparison)
     if as_json and not yes:
         raise typer.BadParameter("nobody can be asked with --json; add it", param_hint="'--yes'")
-    if not yes and not typer.confirm(f"Delete run {run_id} ({plain(_what_it_is(store, run_id))})?", err=True):
+    if not yes and not typer.confirm(f"Delete {store.kind} {run_id} ({plain(_what_it_is(store, run_id))})?", err=True):
         note("Nothing was deleted.")
         raise typer.Exit(1)
     deleted = store.delete(run_id)

@@ -39,23 +39,25 @@ def _scope(row: Row) -> str:
 
 
 def answer_sentence(tree: xr.DataTree) -> str:
-    """Return in one sentence whether the sides agree, and where they part."""
+    """Return in a sentence or two whether the sides agree, and where they part; of a failed one why it failed."""
     a, b = tree.attrs["sides"]
     names = (a["label"], b["label"]) if a["label"] != b["label"] else (f"{a['model']} (a)", f"{b['model']} (b)")
+    failed = tree.attrs["status"] == "failed"
     if schema.PAIRS not in tree.children:
-        return f"{names[0]} and {names[1]} could not be compared: {tree.attrs['failure']['message']}"
+        return f"Nothing could be compared. {tree.attrs['failure']['message']}"
+    before = f"{tree.attrs['failure']['message'].rstrip('.')}. Until then: " if failed else ""
     pairs = tree[schema.PAIRS].dataset
     first = _row(tree, "first_divergent")
     if not pairs.sizes["pair"]:
-        return f"{names[0]} and {names[1]} have no layer in common, so nothing could be compared."
-    if first is None:
-        unjudged = int((pairs["diverges"].values == -1).sum())
-        rest = f"; {unjudged} could not be judged" if unjudged else ""
-        return f"{names[1]} agrees with {names[0]}: of {pairs.sizes['pair']} values none is out of its tolerance{rest}."
-    return (
-        f"{names[1]} parts from {names[0]} at {who(first)}{_scope(first)}: the largest error is "
-        f"{format_number(first['max_abs_error'])}, where {format_number(first['allowed'])} is allowed."
-    )
+        return f"{before}{names[1]} and {names[0]} have no value in common that could be compared."
+    if first is not None:
+        return (
+            f"{before}{names[1]} parts from {names[0]} at {who(first)}{_scope(first)}: the largest error is "
+            f"{format_number(first['max_abs_error'])}, where {format_number(first['allowed'])} is allowed."
+        )
+    unjudged = int((pairs["diverges"].values == -1).sum())
+    rest = f"; {unjudged} could not be judged" if unjudged else ""
+    return f"{before}{names[1]} agrees with {names[0]}: of {pairs.sizes['pair']} values none is out of its tolerance{rest}."
 
 
 def explanation(tree: xr.DataTree) -> str:
