@@ -40,7 +40,7 @@ def compare(
     input: Any = None,  # noqa: A002 - the word that every caller expects
     *,
     model: Any = None,
-    tolerance: Any = "calibrated",
+    tolerance: Any = None,
     fixes: str | os.PathLike[str] | Sequence[Fix] = (),
     provenance: bool = True,
     shadow: bool = True,
@@ -66,8 +66,9 @@ def compare(
     model
         What both sides share.
     tolerance
-        "calibrated": what arithmetic alone does to each value, times a factor (`numerics.tolerances`). Else
-        ``{"atol": 1e-5, "rtol": 1e-3}``, with tolerances of their own for names under "by"; the same as text; a file.
+        "calibrated": what arithmetic alone does to each value, times a factor (`numerics.calibration`); the default
+        where either side shows that. Else "by dtype"; ``{"atol": 1e-5, "rtol": 1e-3}``, with tolerances of their own
+        for names under "by"; the same as text; or a file (`numerics.tolerances.Tolerances.from_any`).
     fixes
         Pairs that a person decided: a file (`mlscope_lab.alignment.fixes`) or records.
     provenance

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INJECTION_FACTOR", "Judgement", "injection_tolerance", "judge_injections", "pick"]
+from mlscope_lab.divergence import schema
+from mlscope_lab.divergence.tree import with_columns
+from mlscope_lab.numerics.tolerances import BY_DTYPE, CALIBRATED, Tolerances, judge
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["INJECTION_FACTOR", "Judgement", "injection_tolerance", "judge_injections", "judge_tree", "pick"]
 
 Array = npt.NDArray[Any]
 
@@ -66,3 +73,59 @@ def pick(columns: Mapping[str, Array]) -> Judgement:
         excess[np.isnan(excess)] = np.inf
         culprit = int(np.argmax(excess))
     return Judgement(first_divergent=first, culprit=culprit)
+
+
+_UNCALIBRATED: Final = (
+    "Neither side shows what rounding does to it, so that values are judged by the usual tolerances of their types; "
+    "give one with tolerance=..."
+)
+
+
+def judge_tree(tree: xr.DataTree, tolerance: Any = None) -> xr.DataTree:
+    """Judge a comparison by what is stored of it; nothing runs.
+
+    Parameters
+    ----------
+    tree
+        A comparison.
+    tolerance
+        As for `mlscope_lab.compare`.
+
+    Returns
+    -------
+    xarray.DataTree
+        The same with ``atol``, ``rtol``, ``tolerance_source``, ``share_out_low``, ``share_out_high`` and ``diverges``
+        of ``/pairs`` anew, and ``first_divergent`` and ``culprit`` of the root.
+
+    Raises
+    ------
+    InputError
+        If the tolerance is malformed, or "calibrated" and nothing was calibrated.
+    """
+    data = tree.children[schema.PAIRS].dataset
+    columns = {str(name): variable.values for name, variable in data.variables.items()}
+    known = bool(np.isfinite(columns["noise_a"]).any() or np.isfinite(columns["noise_b"]).any())
+    warnings = [w for w in tree.attrs["warnings"] if w != _UNCALIBRATED]
+    if tolerance is None:
+        tolerance = CALIBRATED if known or not data.sizes["pair"] else BY_DTYPE
+        if tolerance == BY_DTYPE:
+            warnings.append(_UNCALIBRATED)
+    atol, rtol, sources = Tolerances.from_any(tolerance).for_pairs(columns)
+    sketches = tree.children[schema.SKETCHES].dataset
+    judged = judge(
+        columns,
+        sketches["joint"].values,
+        sketches["error_edges"].values,
+        sketches["reference_edges"].values,
+        atol,
+        rtol,
+    )
+    changed = {
+        "atol": atol, "rtol": rtol, "tolerance_source": sources, "share_out_low": judged.share_out_low,
+        "share_out_high": judged.share_out_high, "diverges": judged.diverges,
+    }  # fmt: skip
+    found = pick({**columns, **changed})
+    return with_columns(
+        tree, changed,
+        {"first_divergent": found.first_divergent, "culprit": found.culprit, "warnings": warnings},
+    )  # fmt: skip

@@ -98,14 +98,13 @@ class Comparison:
             return pd.DataFrame()
         return pd.DataFrame({n: v.values for n, v in node.dataset.variables.items()})
 
-    def judge(self, tolerance: Any) -> Comparison:
+    def judge(self, tolerance: Any = None) -> Comparison:
         """Judge by another tolerance; nothing runs again.
 
         Parameters
         ----------
         tolerance
-            As for `mlscope_lab.compare`: "calibrated", a mapping such as ``{"atol": 1e-5, "rtol": 1e-3}`` with an own
-            one for names under "by", text such as ``"atol=1e-5,rtol=1e-3"``, or a YAML file.
+            As for `mlscope_lab.compare`.
 
         Returns
         -------
@@ -117,7 +116,7 @@ class Comparison:
         InputError
             If the tolerance is malformed, or "calibrated" and nothing was calibrated.
         """
-        from mlscope_lab.divergence.compare import judge_tree
+        from mlscope_lab.divergence.judging import judge_tree
 
         return Comparison(judge_tree(self.tree, tolerance))
 
@@ -131,12 +130,14 @@ class Comparison:
         if schema.PAIRS not in self.tree.children:
             return "\n".join(lines)
         aligned = attrs["alignment"]
-        lines.append(
-            f"{aligned['paired_a']} of {aligned['compute_a']} compute operations are paired, "
-            f"{self.tree.children[schema.PAIRS].dataset.sizes['pair']} values compared."
-        )
+        judged = self.tree.children[schema.PAIRS].dataset["diverges"].values
+        paired = f"{aligned['paired_a']} of {aligned['compute_a']} compute operations of the reference are paired, "
+        lines.append(f"{paired if aligned['compute_a'] else ''}{judged.size} values compared.")
         first, culprit = self.first_divergent, self.culprit
-        if first is None:
+        unknown = int((judged < 0).sum())
+        if first is None and unknown:
+            lines.append(f"No value is known to be out of its tolerance; {unknown} could not be judged.")
+        elif first is None:
             lines.append("No value is out of its tolerance: the sides agree but for rounding.")
         else:
             lines.append(

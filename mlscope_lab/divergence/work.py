@@ -192,14 +192,10 @@ class Work:
             low, high = np.fmin(*ranges[:, 0]), np.fmax(*ranges[:, 1])
             shape = a.graph.values[pair.a].shape
             self.measures.append(
-                PairAccumulator(
-                    low=float(low) if np.isfinite(low) else 0.0,
-                    high=float(high) if np.isfinite(high) else 0.0,
-                    channel_axis=self._channel_axis(pair, shape, b),
-                )
+                PairAccumulator(low=float(low), high=float(high), channel_axis=self._channel_axis(pair, shape))
             )
 
-    def _channel_axis(self, pair: Pair, shape: tuple[int, ...], b: Capture) -> int | None:
+    def _channel_axis(self, pair: Pair, shape: tuple[int, ...]) -> int | None:
         """Return a's channel axis: 1, or the last where the layouts say that a is channels-last; None for vectors."""
         if len(shape) < 3:
             return 1 if len(shape) == 2 else None
