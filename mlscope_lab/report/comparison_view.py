@@ -57,7 +57,8 @@ def answer_sentence(tree: xr.DataTree) -> str:
         )
     unjudged = int((pairs["diverges"].values == -1).sum())
     rest = f"; {unjudged} could not be judged" if unjudged else ""
-    return f"{before}{names[1]} agrees with {names[0]}: of {pairs.sizes['pair']} values none is out of its tolerance{rest}."
+    of = f"of {pairs.sizes['pair']} values none is out of its tolerance{rest}"
+    return f"{before}{names[1]} agrees with {names[0]}: {of}."
 
 
 def explanation(tree: xr.DataTree) -> str:

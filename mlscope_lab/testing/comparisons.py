@@ -18,11 +18,7 @@ __all__ = ["synthetic_comparison"]
 
 Array = npt.NDArray[Any]
 
-_QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0)
-_EDGES = 2.0 ** np.arange(-40, 11, dtype=np.float64)
-_BINS = 64
 _CLASSES = 10
-_FACTOR = 16.0
 _BLOCK = (
     ("expand", "convolution", "aten::conv2d;aten::batch_norm", "Conv"),
     ("expand_act", "activation", "aten::hardtanh", "Clip"),
@@ -60,13 +56,13 @@ def _values(pairs: int, fault_at: int | None, magnitude: float, shape: tuple[int
         tail = pairs - p
         size = (1, *shape) if tail > 2 else (1, shape[0]) if tail == 2 else (1, _CLASSES)
         a = random.normal(scale=random.uniform(0.5, 3.0), size=size)
-        if p % len(_BLOCK) in {2, 4}:
+        if tail > 2 and p % len(_BLOCK) in {2, 4}:
             a = np.clip(a, 0, 6)
         if inherited.shape != size:  # pooled, then classified
             inherited = inherited[:, :, 0, 0] if tail == 2 else np.resize(inherited, size)
         # errors move to other channels and change a little in size from layer to layer
         inherited = np.roll(inherited, 1, axis=1) * random.uniform(0.9, 1.08)
-        noise = 0.0 if p == 0 else 4.0 * eps * float(np.abs(a).max()) * (1.0 + 0.1 * p)
+        noise = 0.0 if p == 0 else 2.0 * eps * float(np.abs(a).max()) * (1.0 + 0.1 * p)
         own = random.uniform(-0.9, 0.9, size=size) * noise / (1.0 + 0.1 * p)
         if p == fault_at:
             wrong = random.normal(scale=magnitude * float(np.sqrt((a**2).mean())), size=size)
@@ -75,57 +71,6 @@ def _values(pairs: int, fault_at: int | None, magnitude: float, shape: tuple[int
         inherited = inherited + own
         found.append((a, inherited, noise, own))
     return found
-
-
-def _divergences(p: Array, q: Array) -> dict[str, float]:
-    p, q = p / max(p.sum(), 1), q / max(q.sum(), 1)
-    middle = (p + q) / 2
-
-    def kl(one: Array, other: Array) -> float:
-        here = one > 0
-        with np.errstate(divide="ignore"):
-            return float(max(0.0, (one[here] * np.log(one[here] / other[here])).sum()))
-
-    return {
-        "kl_divergence": kl(p, q), "js_divergence": 0.5 * kl(p, middle) + 0.5 * kl(q, middle),
-        "hellinger": float(np.sqrt(max(0.0, 1.0 - np.sqrt(p * q).sum()))),
-    }  # fmt: skip
-
-
-def _measures(a: Array, b: Array) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the numbers of a pair, and its sketches."""
-    error = b - a
-    size, power, wrong = np.abs(error), float((a**2).sum()), float((error**2).sum())
-    worst = int(size.argmax())
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(size == 0, 0.0, size / np.abs(a))
-    low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
-    histograms = [np.histogram(x, bins=_BINS, range=(low, high))[0].astype(np.int32) for x in (a, b)]
-    places = [np.clip(np.searchsorted(_EDGES, np.abs(x).ravel(), "right") - 1, 0, len(_EDGES) - 2) for x in (error, a)]
-    joint = np.zeros((len(_EDGES) - 1, len(_EDGES) - 1), dtype=np.int32)
-    np.add.at(joint, (places[0], places[1]), 1)
-    channels = [n for n in range(a.ndim) if n != 1]
-    numbers = {
-        "count": a.size, "max_abs_error": size.max(), "mean_abs_error": size.mean(),
-        "rms_error": np.sqrt((size**2).mean()), "max_rel_error": relative.max(), "mean_rel_error": relative.mean(),
-        "l2_relative": np.sqrt(wrong / power),
-        "cosine": float((a * b).sum()) / np.sqrt(power * float((b**2).sum())),
-        "sqnr_db": 10 * np.log10(power / wrong) if wrong else np.inf,
-        "psnr_db": 10 * np.log10((a.max() - a.min()) ** 2 * a.size / wrong) if wrong else np.inf,
-        **_divergences(*(h.astype(np.float64) for h in histograms)),
-        "nan_a": 0, "nan_b": 0, "inf_a": 0, "inf_b": 0,
-        **{f"{name}_{side}": float(of(x)) for side, x in (("a", a), ("b", b))
-           for name, of in (("min", np.min), ("max", np.max), ("mean", np.mean),
-                            ("rms", lambda v: np.sqrt((v**2).mean())))},
-        "worst_position": ",".join(str(int(i)) for i in np.unravel_index(worst, a.shape)),
-        "worst_a": a.ravel()[worst], "worst_b": b.ravel()[worst],
-        "error_quantiles": np.quantile(size, _QUANTILES),
-    }  # fmt: skip
-    return numbers, {
-        "joint": joint, "histogram_a": histograms[0], "histogram_b": histograms[1], "bin_low": low, "bin_high": high,
-        "channel_max_abs_error": size.max(axis=tuple(channels)),
-        "channel_rms_error": np.sqrt((size**2).mean(axis=tuple(channels))),
-    }  # fmt: skip
 
 
 def _identity(p: int, pairs: int, shape: tuple[int, ...], names: Mapping[int, str]) -> dict[str, Any]:
@@ -161,20 +106,19 @@ def _identity(p: int, pairs: int, shape: tuple[int, ...], names: Mapping[int, st
     }  # fmt: skip
 
 
-def _judged(found: list[tuple[Array, Array, float, Array]], rows: list[dict[str, Any]]) -> None:
-    """Add tolerances, judgements and what was injected to the rows."""
-    for p, (row, (_, error, noise, own)) in enumerate(zip(rows, found, strict=True)):
-        atol = _FACTOR * noise
-        out = float((np.abs(error) > atol).mean())
-        # a replay of the group alone adds no more rounding than one layer makes
-        injected, limit = float(np.abs(own).max()), _FACTOR * noise / (1.0 + 0.1 * p)
-        row |= {
-            "noise_a": noise, "noise_b": 0.8 * noise, "atol": atol, "rtol": 0.0, "tolerance_source": "calibrated",
-            "share_out_low": out, "share_out_high": out, "diverges": int(row["max_abs_error"] > atol),
-            "injected_max_abs": injected if p else np.nan,
-            "injected_l2_relative": float(np.sqrt((own**2).mean())) / row["rms_a"] if p else np.nan,
-            "injected_tolerance": limit if p else np.nan, "injects": int(injected > limit) if p else -1,
-        }  # fmt: skip
+def _noise(rounding: float, error: Array, scale: float, p: int) -> dict[str, Any]:
+    """Return what rounding does to pair `p`, and what its group makes of the reference's inputs; unjudged yet."""
+    from mlscope_lab.divergence.judging import injection_tolerance, judge_injections
+
+    # a replay of the group alone adds no more rounding than one layer makes
+    injected, limit = (np.array([x if p else np.nan]) for x in (float(np.abs(error).max()), rounding / (1.0 + 0.1 * p)))
+    return {
+        "noise_a": rounding, "noise_b": 0.8 * rounding, "atol": np.nan, "rtol": np.nan, "tolerance_source": "",
+        "share_out_low": np.nan, "share_out_high": np.nan, "diverges": -1, "injected_max_abs": float(injected[0]),
+        "injected_l2_relative": float(np.sqrt((error**2).mean())) / scale if p else np.nan,
+        "injected_tolerance": float(injection_tolerance(limit)[0]),
+        "injects": int(judge_injections(injected, injection_tolerance(limit))[0]),
+    }  # fmt: skip
 
 
 def synthetic_comparison(
@@ -188,6 +132,7 @@ def synthetic_comparison(
     size: int = 6,
     rename: Mapping[int, str] | None = None,
     keep_tensors: bool = False,
+    tolerance: Any = "calibrated",
     **changes: Any,
 ) -> xr.DataTree:
     """Return a comparison of a network on two frameworks, every number of it measured on seeded arrays.
@@ -211,6 +156,8 @@ def synthetic_comparison(
         {pair: label} for layers with labels of the caller's choosing.
     keep_tensors
         Keep the values of every pair.
+    tolerance
+        What it is judged by, as for `mlscope_lab.compare`.
     **changes
         Attributes of the root that differ from the default ones.
 
@@ -219,31 +166,40 @@ def synthetic_comparison(
     ValueError
         If there are fewer than 4 pairs, or no pair `fault_at` that computes.
     """
+    from mlscope_lab.divergence.judging import judge_tree
     from mlscope_lab.divergence.tree import build_comparison
+    from mlscope_lab.numerics.measures import QUANTILES, PairAccumulator
 
     if pairs < 4 or (fault_at is not None and not 0 < fault_at < pairs):
         raise ValueError(f"a comparison has at least 4 pairs and its fault at one of 1 to pairs - 1, not {fault_at}")
     found = _values(pairs, fault_at, magnitude, (channels, size, size), seed)
-    rows, sketches = [], []
-    for p, (a, error, _, _) in enumerate(found):
-        numbers, sketch = _measures(a, a + error)
-        rows.append({**_identity(p, pairs, a.shape, rename or {}), **numbers})
-        sketches.append(sketch)
-    _judged(found, rows)
-    beyond = [p for p, row in enumerate(rows) if row["diverges"] == 1]
+    rows, measures = [], []
+    for p, (a, error, rounding, own) in enumerate(found):
+        pair = PairAccumulator(channel_axis=1, threads=1)
+        pair.add(a, a + error)
+        measures.append(pair.result())
+        noise = _noise(rounding, own, measures[-1].rms_a, p)
+        rows.append({**_identity(p, pairs, a.shape, rename or {}), **noise})
     logits = {"a_logits": found[-1][0].astype(np.float32),
               "b_logits": (found[-1][0] + found[-1][1]).astype(np.float32)}  # fmt: skip
     top = [int(x[0].argmax()) for x in logits.values()]
     compute = sum("convolution" in row["kinds"] or row["kinds"] == "product" for row in rows)
-    lengths = [len(s["channel_rms_error"]) for s in sketches]
+    lengths = [len(m.channel_rms_error) for m in measures]
+    pair_names, histograms = schema.GROUPS[schema.PAIRS], schema.GROUPS[schema.HISTOGRAMS]
     groups: dict[str, Mapping[str, Any]] = {
-        schema.PAIRS: {name: [row[name] for row in rows] for name in schema.GROUPS[schema.PAIRS]},
-        schema.SKETCHES: {"joint": [s["joint"] for s in sketches], "error_edges": _EDGES, "reference_edges": _EDGES},
-        schema.HISTOGRAMS: {name: [s[name] for s in sketches] for name in schema.GROUPS[schema.HISTOGRAMS]},
+        schema.PAIRS: {
+            name: [row[name] if name in row else getattr(m, name) for row, m in zip(rows, measures, strict=True)]
+            for name in pair_names
+        },
+        schema.SKETCHES: {
+            "joint": [m.joint for m in measures], "error_edges": measures[0].error_edges,
+            "reference_edges": measures[0].reference_edges,
+        },
+        schema.HISTOGRAMS: {name: [getattr(m, name) for m in measures] for name in histograms},
         schema.CHANNELS: {
             "pair_index": np.repeat(np.arange(pairs), lengths),
             "channel": np.concatenate([np.arange(n) for n in lengths]),
-            **{name: np.concatenate([s[name] for s in sketches])
+            **{name: np.concatenate([getattr(m, name) for m in measures])
                for name in ("channel_max_abs_error", "channel_rms_error")},
         },
         schema.UNMATCHED: {
@@ -251,7 +207,7 @@ def synthetic_comparison(
             "type": ["aten::flatten", "ReorderInput", "Erf"],
             "reason": ["moves values only", "moves values only", "no partner found"],
         },
-        schema.SAMPLES: _samples(samples, top, rows[-1]["max_abs_error"]),
+        schema.SAMPLES: _samples(samples, top, measures[-1].max_abs_error),
     }  # fmt: skip
     attrs = {
         "schema_version": schema.SCHEMA_VERSION, "kind": schema.KIND,
@@ -259,9 +215,8 @@ def synthetic_comparison(
         "created_at": "2026-11-25T06:30:00.000+00:00", "status": "complete", "model": "efficientnet-lite0",
         "backend": "pytorch, onnxruntime", "level": "operator", "device": "cpu", "isolation": "inline",
         "sides": [_side("pytorch", "2.13.0", format="torch_export"), _side("onnxruntime", "1.31.1")],
-        "first_divergent": beyond[0] if beyond else -1,
-        "culprit": fault_at if fault_at is not None and beyond else -1,
-        "tolerance": "calibrated",
+        "first_divergent": -1,
+        "culprit": -1,
         "observer_effect": [
             {"side": "a", "equal": True, "max_abs_difference": 0.0, "method": "each operation on its own", "notes": []},
             {"side": "b", "equal": False, "max_abs_difference": 2.4e-6, "method": "an instrumented build", "notes": []},
@@ -275,7 +230,8 @@ def synthetic_comparison(
     } | changes  # fmt: skip
     kept = {f"t{p:05d}": {"a": a, "b": a + error, "name": rows[p]["value_a"], "pair": p}
             for p, (a, error, _, _) in enumerate(found)} if keep_tensors else None  # fmt: skip
-    return build_comparison(attrs=attrs, groups=groups, quantiles=_QUANTILES, outputs=logits, tensors=kept)
+    tree = build_comparison(attrs=attrs, groups=groups, quantiles=QUANTILES, outputs=logits, tensors=kept)
+    return judge_tree(tree, tolerance)
 
 
 def _samples(count: int, top: list[int], largest: float) -> dict[str, Any]:

@@ -75,6 +75,28 @@ def test_wrong_arguments_name_the_way_out(views, run):
         views.layer_timeline_view(run["layers"].to_dataset(), iteration=16)
 
 
+def test_comparisons_are_drawn_as_in_the_report(views):
+    from mlscope_lab.divergence.result import Comparison
+    from mlscope_lab.errors import InputError, SchemaError
+    from mlscope_lab.report import comparison_figures
+    from mlscope_lab.testing import synthetic_comparison
+
+    tree = synthetic_comparison(12, fault_at=5)
+    assert views.divergence_view(tree) == comparison_figures.divergence_figure(tree)
+    assert views.divergence_view(Comparison(tree)) == views.divergence_view(tree)
+    assert views.pair_view(tree) == comparison_figures.pair_figure(tree, 5)
+    assert views.pair_view(tree, 7) == comparison_figures.pair_figure(tree, 7)
+    with pytest.raises(InputError, match="between 0 and 11"):
+        views.pair_view(tree, 12)
+    with pytest.raises(InputError, match=r"mlscope_lab\.compare"):
+        views.divergence_view([1])
+    with pytest.raises(SchemaError, match="Not a comparison"):
+        views.divergence_view(tree["pairs"])
+    failed = synthetic_comparison(4, status="failed", failure={"side": "a", "message": "no"})
+    with pytest.raises(InputError, match="Nothing was compared"):
+        views.divergence_view(type(failed)(failed.to_dataset()))
+
+
 def test_theme_is_offered_to_the_notebooks_own_figures(views):
     import plotly.io as pio
 
