@@ -45,9 +45,11 @@ def who(row: Row) -> str:
         From `pair_rows`.
     """
     for side in "ba":
-        if row[f"operations_{side}"]:
-            last = [str(row[f"{what}_{side}"]).split(";")[-1] for what in ("types", "operations")]
-            return " ".join(last)
+        names, types = (str(row[f"{what}_{side}"]) for what in ("operations", "types"))
+        if names:
+            each, kinds = names.split(";"), types.split(";")
+            # TensorFlow Lite has names with semicolons of their own: then there are more of them than types
+            return f"{kinds[-1]} {each[-1] if len(each) == len(kinds) else names}"
     return f"input {row['value_a']}"
 
 

@@ -269,6 +269,8 @@ def test_who_is_named_by_what_computes_it(faulty):
     assert who(rows[0]) == "input image"
     assert who(rows[1]) == "Conv /blocks.0.expand/Conv"
     assert who({**rows[1], "operations_b": "", "types_b": ""}) == "aten::batch_norm blocks.0.expand.batch_norm"
+    # a name with semicolons of its own, as TensorFlow Lite has them
+    assert who({**rows[1], "operations_b": "a/BiasAdd;a/Conv2D", "types_b": "CONV_2D"}) == "CONV_2D a/BiasAdd;a/Conv2D"
 
 
 def test_what_is_no_comparison_is_refused(tmp_path):
