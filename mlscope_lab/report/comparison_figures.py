@@ -174,13 +174,14 @@ def divergence_figure(tree: xr.DataTree) -> go.Figure:
 
 def _flag(figure: go.Figure, rows: Sequence[Row], place: int, word: str, line: int) -> None:
     """Mark a pair by a line with a label above the drawing."""
-    left = place < len(rows) / 2
+    share = place / max(len(rows) - 1, 1)
+    anchor = "left" if share < 1 / 3 else "right" if share > 2 / 3 else "center"
     figure.add_vline(x=place, line={"color": theme.INJECTED_COLOUR if "blame" in word else theme.INK, "width": 1,
                                     "dash": "dot"})  # fmt: skip
     figure.add_annotation(
-        x=place, y=1.0, yref="paper", yanchor="bottom", xanchor="left" if left else "right", showarrow=False,
+        x=place, y=1.0, yref="paper", yanchor="bottom", xanchor=anchor, showarrow=False,
         yshift=2 + 17 * line, font={"size": 12},
-        text=f"{word}: {plot_text(who(rows[place]), 48)}",
+        text=f"{word}: {plot_text(who(rows[place]), 36)}",
     )  # fmt: skip
 
 
