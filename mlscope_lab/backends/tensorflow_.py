@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mlscope_lab.artifacts.safety import check_safe
 from mlscope_lab.backends.base import Backend, Capabilities, Level, ModelFiles, Session, SessionOptions
+from mlscope_lab.backends.stepping import Stepper
 from mlscope_lab.backends.tensorflow_load import Opened, from_object, open_keras, open_saved_model
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
@@ -63,6 +64,7 @@ class TensorFlowBackend(Backend):
     extra = "tensorflow"
     formats = _FORMATS
     levels = _LEVELS
+    graph_optimizations = ("none", "all")
     level_reasons: ClassVar[Mapping[str, str]] = {
         "kernel": "on a CPU TensorFlow's nodes run no kernels of a device, the nodes are the operators; those of a GPU "
         "are not read from its profiler",
@@ -171,6 +173,8 @@ class TensorFlowSession(Session):
 
     ``executable_digest`` names what runs: at level "model" the digest of the file with TensorFlow's version, at the
     other levels that of the frozen graph, for freezing lets TensorFlow prepare weights ahead which it otherwise cannot.
+    With ``graph_optimization="none"`` the frozen graph runs at every level, and Grappler leaves it as it is; what
+    oneDNN merges below it cannot be turned off in a process that has started.
     """
 
     def __init__(
@@ -199,12 +203,13 @@ class TensorFlowSession(Session):
         self._place = None
         if gpus:
             self._place = "/CPU:0" if options.device == "cpu" else f"/GPU:{options.device.partition(':')[2] or 0}"
-        if options.level in {"layer", "operator"}:
+        unoptimized = options.graph_optimization == "none"
+        if options.level in {"layer", "operator"} or (unoptimized and options.level == "model"):
             from mlscope_lab.backends.tensorflow_trace import Recorder
 
             self._recorder = Recorder(
                 tf, opened, self.threads or _intra(tf), self._place, options.scratch,
-                operators=options.level == "operator",
+                operators=options.level == "operator", optimize=not unoptimized,
             )  # fmt: skip
         elif options.level != "model":
             raise UnsupportedModelError(
@@ -233,8 +238,18 @@ class TensorFlowSession(Session):
         )
         return {name: results[key].numpy() for name, key in self._results}
 
+    def _open_stepper(self) -> Stepper:
+        from mlscope_lab.backends.tensorflow_steps import TensorFlowStepper
+
+        if self._opened is None:
+            raise SessionError("The session is closed; open it again with backend.open(...)")
+        return TensorFlowStepper(
+            self._tf, self._opened, optimize=self._options.graph_optimization != "none",
+            threads=self.threads or _intra(self._tf), place=self._place, check=self.check,
+        )  # fmt: skip
+
     def _begin_trace(self) -> None:
-        if self._recorder is None:
+        if self._recorder is None or self._options.level == "model":
             raise SessionError(
                 "The session was opened for level='model'; open it with level='layer' or 'operator' to trace"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy.typing as npt
+
 from mlscope_lab.backends.tensorflow_load import Opened
 from mlscope_lab.errors import UnsupportedModelError
 
@@ -36,8 +38,65 @@ def plain_type(op: str) -> str:
     return op
 
 
+def _lost_variables(tf: Any, function: Any) -> dict[str, npt.NDArray[Any]]:
+    """Return the values of variables that a function makes by name inside its graph instead of capturing them.
+
+    SavedModels of TensorFlow 2 whose objects cannot be rebuilt are loaded as graphs with such variables; freezing
+    passes them over.
+    """
+    if function.captured_inputs or not hasattr(function, "prune"):
+        return {}
+    handles = [op for op in function.graph.get_operations() if op.type == "VarHandleOp"]
+    if not handles:
+        return {}
+    resources = function.prune([], [handle.outputs[0] for handle in handles])()
+    return {
+        handle.name: tf.raw_ops.ReadVariableOp(resource=resource, dtype=handle.get_attr("dtype")).numpy()
+        for handle, resource in zip(handles, resources, strict=True)
+    }
+
+
+def _bake(tf: Any, definition: Any, values: dict[str, npt.NDArray[Any]]) -> None:
+    """Put values in the place of variables, of what hands these on, and of what reads them."""
+    nodes = {node.name: node for node in definition.node}
+
+    def variable_of(node: Any) -> str:
+        while node is not None and node.op == "Identity" and node.attr["T"].type == tf.resource.as_datatype_enum:
+            node = nodes.get(node.input[0].partition(":")[0])
+        return str(node.name) if node is not None and node.op == "VarHandleOp" and node.name in values else ""
+
+    found: dict[str, str] = {}
+    for node in definition.node:
+        reads = node.op == "ReadVariableOp" or (node.op == "Identity" and node.attr["T"].type)
+        if reads and (variable := variable_of(nodes.get(node.input[0].partition(":")[0]))):
+            found[node.name] = variable
+    for name, variable in found.items():
+        node, kept = nodes[name], list(nodes[name].input)
+        node.Clear()
+        node.name, node.op = name, "Identity"
+        node.attr["T"].type = tf.as_dtype(values[variable].dtype).as_datatype_enum
+        node.input.extend(kept)
+    for name, value in values.items():
+        if name in nodes:
+            nodes[name].Clear()
+            nodes[name].name, nodes[name].op = name, "Const"
+            nodes[name].attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
+            nodes[name].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+
+
 class Frozen:
     """The graph that layers are recorded from.
+
+    Parameters
+    ----------
+    tf
+        The tensorflow module.
+    opened
+        The model.
+    place
+        Device on which unplaced nodes run, or None where there is only one.
+    lower_control_flow
+        Also take branches and loops apart into nodes that pass tensors on or not.
 
     Attributes
     ----------
@@ -51,25 +110,26 @@ class Frozen:
         The graph, serialised in one way only.
     """
 
-    def __init__(self, tf: Any, opened: Opened, place: str | None) -> None:
+    def __init__(self, tf: Any, opened: Opened, place: str | None, *, lower_control_flow: bool = True) -> None:
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
         try:
-            frozen = convert_variables_to_constants_v2(opened.function)
+            frozen = convert_variables_to_constants_v2(opened.function, lower_control_flow=lower_control_flow)
         except (ValueError, KeyError, tf.errors.OpError) as error:
             raise UnsupportedModelError(
                 f"TensorFlow {tf.__version__} cannot freeze this model, from whose frozen graph layers are recorded: "
                 f"{error}; record level 'model'"
             ) from error
         definition = frozen.graph.as_graph_def()
+        _bake(tf, definition, _lost_variables(tf, opened.function))
         self.feeds = self._feeds(frozen, opened.function, opened.input_keys)
         flat = dict(zip(sorted(opened.output_keys), (t.name for t in frozen.outputs), strict=True))
         self.fetches = [flat[key] for key in opened.output_keys]
         definition.ClearField("versions")
         self.definition: bytes = definition.SerializeToString(deterministic=True)
-        self.graph = tf.Graph()
+        self.graph: Any = tf.Graph()
         with self.graph.as_default(), tf.device(place):
-            tf.import_graph_def(frozen.graph.as_graph_def(), name="")
+            tf.import_graph_def(definition, name="")
         self._nodes = {node.name: node for node in definition.node}
         self._scopes = opened.scopes
         self.size = len(definition.node) + sum(len(f.node_def) for f in definition.library.function)
@@ -91,6 +151,14 @@ class Frozen:
                 )
             named = dict(zip(sorted(keys), tensors.values(), strict=True))
         return [str(named[key]) for key in keys]
+
+    def forget_constants(self) -> None:
+        """Let go of the values of constants, and of all that holds them; names and their origins stay."""
+        self.definition = b""
+        self.graph = None
+        for node in self._nodes.values():
+            if node.op == "Const":
+                node.ClearField("attr")
 
     def op_of(self, name: str) -> str:
         """Return the operation of a node of the frozen graph, "Unknown" for one that it does not hold."""
@@ -132,4 +200,8 @@ class Frozen:
         """
         heavy = [s for s in sources if s in self._nodes and any(word in self._nodes[s].op for word in _HEAVY)]
         found = self.plain_name(heavy[0] if heavy else name).rpartition("/")[0]
-        return str(self._scopes.get(found, found))
+        known, rest = found, ""
+        while known and known not in self._scopes:  # what a layer names inside itself stays
+            known, _, last = known.rpartition("/")
+            rest = f"/{last}{rest}"
+        return f"{self._scopes[known]}{rest}" if known else found

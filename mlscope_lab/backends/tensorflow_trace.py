@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.tensorflow_graph import BRANCHES, Frozen
+from mlscope_lab.backends.tensorflow_grappler import session_config
 from mlscope_lab.backends.tensorflow_layers import Layers, Step, layers_of
 from mlscope_lab.backends.tensorflow_load import Opened
 from mlscope_lab.backends.tensorflow_nodes import NodeRun
@@ -79,6 +80,8 @@ class Recorder:
         Folder for profiles, or None for temporary ones.
     operators
         Also record what lies below the layers: every node with its thread and its memory.
+    optimize
+        Whether Grappler rewrites the graph before it runs.
     """
 
     def __init__(
@@ -90,20 +93,17 @@ class Recorder:
         scratch: Path | None = None,
         *,
         operators: bool = False,
+        optimize: bool = True,
     ) -> None:
         self._tf = tf
         self._operators = operators
         self._device = place
         self._frozen = Frozen(tf, opened, place)
-        self.digest = "sha256:" + hashlib.sha256(self._frozen.definition).hexdigest()
-        v1 = tf.compat.v1
-        config = v1.ConfigProto(
-            intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1, use_per_session_threads=True,
-            allow_soft_placement=True,
-        )  # fmt: skip
-        config.gpu_options.allow_growth = True
+        what = self._frozen.definition if optimize else self._frozen.definition + b"not optimised"
+        self.digest = "sha256:" + hashlib.sha256(what).hexdigest()
+        config = session_config(tf, threads, optimize=optimize)
         try:
-            self._session: Any = v1.Session(graph=self._frozen.graph, config=config)
+            self._session: Any = tf.compat.v1.Session(graph=self._frozen.graph, config=config)
             self._plain = self._callable()
         except (ValueError, tf.errors.OpError) as error:
             raise UnsupportedModelError(

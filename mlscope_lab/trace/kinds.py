@@ -13,7 +13,7 @@ __all__ = ["COMPUTE", "KINDS", "LAYOUT", "kind_of"]
 
 _TYPES: Final[dict[str, str]] = {
     "convolution": "conv conv1d conv2d conv3d convolution convinteger qlinearconv fusedconv nhwcconv depthwiseconv2d "
-                   "depthwiseconv2dnative depthwise_conv_2d conv_2d mkldnn_convolution thnn_conv2d",
+                   "depthwiseconv2dnative depthwise_conv_2d conv_2d conv_3d mkldnn_convolution thnn_conv2d",
     "transposed_convolution": "convtranspose conv_transpose1d conv_transpose2d conv_transpose3d conv2dbackpropinput "
                               "transpose_conv",
     "product": "gemm matmul fusedgemm fusedmatmul linear addmm mm bmm baddbmm matmulinteger qlinearmatmul "
@@ -24,8 +24,8 @@ _TYPES: Final[dict[str, str]] = {
                  "_scaled_dot_product_flash_attention_for_cpu groupqueryattention qattention",
     "embedding": "embedding embeddingbag embedding_bag embedlayernormalization embedding_lookup",
     "normalization": "batchnormalization batch_norm native_batch_norm _native_batch_norm_legit_no_training "
-                     "fusedbatchnormv3 fusedbatchnorm layernormalization layer_norm native_layer_norm group_norm "
-                     "native_group_norm instancenormalization instance_norm lrn skiplayernormalization "
+                     "fusedbatchnormv3 fusedbatchnorm fusedbatchnormex layernormalization layer_norm native_layer_norm "
+                     "group_norm native_group_norm instancenormalization instance_norm lrn skiplayernormalization "
                      "simplifiedlayernormalization rms_norm local_response_normalization l2_normalization "
                      "lpnormalization groupnormalization",
     "activation": "relu relu6 clip clipbyvalue hardtanh clamp leakyrelu leaky_relu elu selu celu gelu sigmoid tanh "
@@ -34,29 +34,30 @@ _TYPES: Final[dict[str, str]] = {
     "softmax": "softmax log_softmax _softmax _log_softmax logsoftmax hardmax",
     "pooling": "maxpool averagepool avgpool globalaveragepool globalmaxpool max_pool2d avg_pool2d adaptive_avg_pool2d "
                "adaptive_max_pool2d _adaptive_avg_pool2d max_pool2d_with_indices max_pool1d avg_pool1d max_pool_2d "
-               "average_pool_2d lppool mkldnn_max_pool2d adaptive_avg_pool1d maxpoolv2",
+               "average_pool_2d lppool mkldnn_max_pool2d adaptive_avg_pool1d maxpoolv2 maxpool3d avgpool3d",
     "reduction": "reducemean reducesum reducemax reducemin reduceprod reducel2 mean sum max min prod amax amin argmax "
-                 "argmin norm cumsum reduce_max reduce_prod arg_max topk topkv2 any all std var reducesumsquare "
-                 "reducelogsumexp logsumexp",
+                 "argmin norm cumsum reduce_max reduce_min reduce_prod arg_max topk topkv2 any all std var "
+                 "reducesumsquare reducelogsumexp logsumexp",
     "addition": "add addv2 biasadd bias_add sub subtract add_ addn",
-    "multiplication": "mul multiply div divide realdiv truediv rsub mul_no_nan",
+    "multiplication": "mul multiply div divide realdiv truediv rsub mul_no_nan divnonan xdivy",
     "elementwise": "exp log sqrt rsqrt pow abs neg sin cos reciprocal square squareddifference maximum minimum floor "
                    "round ceil sign where select selectv2 equal greater less greaterequal lessequal greater_equal "
                    "logical_and logical_or logical_not not and or mod floordiv floormod isnan isinf gt lt ge le eq ne "
-                   "log1p expm1 squared_difference notequal",
+                   "log1p expm1 squared_difference notequal select_v2 inv atan2",
     "concatenation": "concat concatv2 cat concatenation stack pack concatenate",
     "padding": "pad padv2 constant_pad_nd mirrorpad reflection_pad2d reflection_pad1d zeropad2d replication_pad2d "
                "mirror_pad",
     "slicing": "slice stridedslice strided_slice gather gatherv2 gathernd gathernd select index index_select narrow "
                "split splitv split_with_sizes chunk unbind unpack unstack unsafe_split getitem scatternd "
-               "gatherelements",
+               "gatherelements gather_nd split_v resourcegather",
     "resizing": "resize upsample resizebilinear resizenearestneighbor upsample_nearest2d upsample_bilinear2d "
                 "resize_bilinear resize_nearest_neighbor interpolate",
     "quantization": "quantizelinear dequantizelinear dynamicquantizelinear quantize dequantize quantize_per_tensor "
                     "fakequantwithminmaxvars quantize_per_channel quantizev2 fake_quantize_per_tensor_affine",
     "cast": "cast to _to_copy type_as to.dtype castlike",
     "layout": "transpose permute t reorderinput reorderoutput transpose.int movedim contiguous numpy_t swapaxes "
-              "_mkltotf mkltotf depthtospace spacetodepth pixel_shuffle depth_to_space space_to_depth",
+              "_mkltotf mkltotf depthtospace spacetodepth pixel_shuffle depth_to_space space_to_depth "
+              "spacetobatchnd batchtospacend reversev2 reverse_v2",
     "reshaping": "reshape flatten view squeeze unsqueeze expanddims expand_dims expand _unsafe_view tile broadcastto "
                  "flatten.using_ints broadcast_to view_as as_strided repeat _reshape_alias unflatten",
     "identity": "identity dropout alias clone detach lift_fresh copy_ identityn snapshot stopgradient _identity "
