@@ -17,8 +17,8 @@ import numpy.typing as npt
 __all__ = [
     "BINS", "ERROR_EDGES", "ERROR_OFFSET", "ERROR_ROWS", "ERROR_SHIFT", "FINE_EDGES", "HIGHEST_ERROR",
     "HIGHEST_REFERENCE", "LOWEST_ERROR", "LOWEST_REFERENCE", "REFERENCE_COLUMNS", "REFERENCE_EDGES",
-    "REFERENCE_OFFSET", "REFERENCE_SHIFT", "ROW_INF", "ROW_UNDER", "ROW_ZERO", "LinearBins", "ValueBins", "divergences",
-    "fold_joint", "quantiles",
+    "REFERENCE_OFFSET", "REFERENCE_SHIFT", "ROW_INF", "ROW_UNDER", "ROW_ZERO", "VALUE_CODES", "VALUE_SHIFT",
+    "LinearBins", "divergences", "fold_joint", "merged_values", "quantiles",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,11 @@ REFERENCE_SHIFT: Final = MANTISSA
 REFERENCE_OFFSET: Final = BIAS + _REFERENCE_FROM - 1
 LOWEST_REFERENCE: Final = 2.0 ** (_REFERENCE_FROM - 1)
 HIGHEST_REFERENCE: Final = 2.0**_REFERENCE_TO
+
+# counters of values: the sign, the exponent and 5 bits of the mantissa, negative ones in the upper half
+VALUE_BITS: Final = 5
+VALUE_SHIFT: Final = MANTISSA - VALUE_BITS
+VALUE_CODES: Final = 1 << (32 - VALUE_SHIFT)
 
 _SMALLEST: Final = 5e-324
 
@@ -131,58 +136,35 @@ def quantiles(rows: Array, wanted: tuple[float, ...], largest: float) -> Array:
     return np.asarray(np.where(ranks == total, largest, np.minimum(found, largest)), dtype=np.float64)
 
 
-class ValueBins:
-    """Bins of values of either sign: 32 an octave, relative to a power of two above the largest value.
-
-    The bin beside zero holds values of either sign of less than 2^-24 of that power (less than 2^-33, where it is
-    between 2^-9 and 2^30). From there on outwards each octave has 32 bins a side. The last one holds what is at least
-    twice that power.
+def merged_values(counts: tuple[Array, Array], largest: float) -> tuple[Array, Array, Array]:
+    """Return counts of values in ascending order, those close to zero in one bin.
 
     Parameters
     ----------
-    low, high
-        Smallest and largest expected value.
+    counts
+        Two int64 arrays, (`VALUE_CODES`,).
+    largest
+        Largest absolute value of either side; sizes of less than 2^-24 of it are one bin, whatever their sign.
 
-    Attributes
-    ----------
-    prescale
-        Values have to be multiplied by 2 to this power first; 0 but for ranges far from those of float32.
-    lowest, highest
-        Sizes have to be clipped to these to have a bin.
-    offset
-        Subtract it from the bits of such a size, shifted by `SHIFT`, to have its bin's distance from zero's.
-    size
-        Number of bins of one sign.
+    Returns
+    -------
+    tuple
+        The two arrays of counts, int64, and the values in the middle of their bins, float64.
     """
-
-    SHIFT: Final = MANTISSA - 5
-
-    def __init__(self, low: float, high: float) -> None:
-        largest = max(abs(low), abs(high))
-        exponent = int(np.frexp(largest)[1]) if largest else 0
-        self.prescale = 0 if -90 <= exponent <= 120 else -exponent
-        exponent += self.prescale
-        first = min(-33, exponent - 24) if exponent <= 30 else exponent - 24
-        self.lowest, self.highest = 2.0**first, 2.0 ** (exponent + 1)
-        self.offset = (BIAS + first) << 5
-        self.size = ((exponent + 1 - first) << 5) + 1
-        self._octaves = _octaves(first, exponent + 1, 5)
-
-    @property
-    def count(self) -> int:
-        """Number of counters: those of negative values downwards from ``size - 1``, of others upwards from ``size``."""
-        return 2 * self.size
-
-    def edges(self) -> Array:
-        """Return the edges of the bins of sizes, without `prescale`: float64, (size + 1,); the last one is Inf."""
-        edges = np.concatenate([[0.0], self._octaves[1:], [self.highest, np.inf]])
-        return np.asarray(np.ldexp(edges, -self.prescale), dtype=np.float64)
-
-    def merged(self, counts: Array) -> Array:
-        """Return counts in ascending order of values, those beside zero in one bin: int64, (2 size - 1,)."""
-        found = np.delete(counts, self.size - 1)
-        found[self.size - 1] += counts[self.size - 1]
-        return np.asarray(found, dtype=np.int64)
+    half = VALUE_CODES // 2
+    numbers = 255 << VALUE_BITS  # from there on the bits are those of Inf and NaN
+    edges = np.arange(numbers, dtype=np.int32) << VALUE_SHIFT
+    sizes = np.full(half + 1, 2.0 ** (BIAS + 1))
+    sizes[:numbers] = edges.view(np.float32)
+    first = int(np.searchsorted(sizes, min(largest, 2.0**BIAS) * 2.0**-24, "right"))
+    first = min(max(first, 1), half - 1)
+    found = []
+    for side in counts:
+        above, below = side[:half], side[half:]
+        zero = above[:first].sum() + below[:first].sum()
+        found.append(np.concatenate([below[: first - 1 : -1], [zero], above[first:]]))
+    middles = (sizes[first:-1] + sizes[first + 1 :]) / 2
+    return found[0], found[1], np.concatenate([-middles[::-1], [0.0], middles])
 
 
 class LinearBins:
@@ -192,34 +174,33 @@ class LinearBins:
     ----------
     low, high
         The range.
+    coarse
+        Make the bins so wide that `fold` is exact.
 
     Attributes
     ----------
     low, high
-        The range that the bins cover: the given one, and at most as much again.
+        The range that the bins cover.
+    folds
+        Whether no bin of values within the range lies across an edge, so that `fold` is exact.
     """
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float, high: float, *, coarse: bool = False) -> None:
         span = high / 2 - low / 2  # half of it, for the whole may overflow
         if span <= 0:
             span = max(abs(low), 1e-300) / 2
         exponent = max(int(np.ceil(np.log2(span) + 1 - np.log2(BINS - 2))), -1000)
-        self._width = 2.0**exponent
+        finest = int(np.frexp(max(abs(low), abs(high)))[1]) - 1 - VALUE_BITS
+        self.folds = coarse or exponent >= finest
+        self._width = 2.0 ** (max(exponent, finest) if coarse else exponent)
         self._first = float(np.floor(low / self._width))
         self.low, self.high = self._first * self._width, (self._first + BINS) * self._width
 
-    def fits(self, bins: ValueBins) -> bool:
-        """Tell whether no value bin within the range lies across an edge, so that `fold` is exact."""
-        return bool(self._width >= np.ldexp(bins.highest, -7 - bins.prescale))
-
-    def fold(self, counts: Array, bins: ValueBins) -> Array:
-        """Return the histogram from merged counts of value bins: int64, (`BINS`,)."""
-        edges = bins.edges()
-        middles = np.append((edges[:-2] + edges[1:-1]) / 2, edges[-2])
-        middles[0] = 0.0
-        places = self._place(np.concatenate([-middles[:0:-1], middles]))
+    def fold(self, counts: Array, middles: Array) -> Array:
+        """Return the histogram from counts of values and the middles of their bins: int64, (`BINS`,)."""
+        held = np.flatnonzero(counts)
         found = np.zeros(BINS, dtype=np.int64)
-        np.add.at(found, places, counts)
+        np.add.at(found, self._place(middles[held]), counts[held])
         return found
 
     def count(self, values: Array) -> Array:

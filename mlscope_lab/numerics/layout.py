@@ -14,7 +14,7 @@ __all__ = ["PIECE", "Layout", "Piece", "layout_of", "pieces"]
 
 Array = npt.NDArray[Any]
 
-PIECE = 1 << 14
+PIECE = 1 << 16
 """Elements a piece at most: a dozen buffers of it fit the second-level cache."""
 _WIDE = 32
 

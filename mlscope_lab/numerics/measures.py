@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +20,13 @@ from mlscope_lab.numerics.bins import (
     ERROR_EDGES,
     REFERENCE_EDGES,
     LinearBins,
-    ValueBins,
     divergences,
     fold_joint,
+    merged_values,
     quantiles,
 )  # fmt: skip
-from mlscope_lab.numerics.counting import Counter
-from mlscope_lab.numerics.layout import PIECE, Layout, layout_of, pieces
+from mlscope_lab.numerics.counting import Counter, Workspace, is_single
+from mlscope_lab.numerics.layout import Layout, Piece, layout_of, pieces
 from mlscope_lab.numerics.totals import Totals
 
 __all__ = ["QUANTILES", "PairAccumulator", "PairMeasures"]
@@ -134,8 +136,9 @@ class PairAccumulator:
     Parameters
     ----------
     low, high
-        Smallest and largest expected value of both sides, which the bins of values and histograms are laid out by;
-        values beyond are counted in the end bins. NaN, or both 0: taken from what is added first.
+        Smallest and largest expected value of both sides, which the bins of the histograms are laid out by; values
+        beyond are counted in the end bins. NaN, or both 0: the range of what is added, with bins of at least a
+        thirty-second of its largest value.
     channel_axis
         Axis of the channels, for errors by channel; None for tensors that have none.
     threads
@@ -161,10 +164,10 @@ class PairAccumulator:
         channel_axis: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self._range = (float(low), float(high))
+        known = math.isfinite(low) and math.isfinite(high) and (low != 0.0 or high != 0.0)
+        self._linear = LinearBins(float(low), float(high)) if known else None
         self._channel_axis = channel_axis
         self._threads = threads or min(2, os.cpu_count() or 1)
-        self._bins: tuple[ValueBins, LinearBins] | None = None
         self._total: Totals | None = None
         self._worst_shape: tuple[int, ...] = ()
 
@@ -199,57 +202,51 @@ class PairAccumulator:
                 f"Axis {axis} has {layout.channels} channels, and had {len(self._total.channel_max)} in what was added "
                 "before; measure tensors of other shapes apart"
             )
-        bins, linear = self._laid_out(one, other)
-        counted = None if linear.fits(bins) else linear
         if self._total is None:
-            self._total = Totals(bins, counted, layout.channels)
+            self._total = Totals(layout.channels)
         before = self._total.worst
-        for part in self._counted(layout, one, other, bins, counted):
-            self._total.add(part)
+        self._count(layout, one, other)
         if self._total.worst is not before:
             self._worst_shape = one.shape
 
-    def _laid_out(self, a: Array, b: Array) -> tuple[ValueBins, LinearBins]:
-        """Return the bins; find the range first where it is not known."""
-        if self._bins is None:
-            low, high = self._range
-            if not (math.isfinite(low) and math.isfinite(high)) or low == high == 0.0:
-                with np.errstate(all="ignore"):
-                    ends = [f(x[np.isfinite(x)]) for x in (a, b) if np.isfinite(x).any() for f in (np.min, np.max)]
-                low, high = (float(min(ends)), float(max(ends))) if ends else (0.0, 0.0)
-            self._bins = ValueBins(low, high), LinearBins(low, high)
-        return self._bins
-
-    def _counted(self, layout: Layout, a: Array, b: Array, bins: ValueBins, linear: LinearBins | None) -> list[Totals]:
+    def _count(self, layout: Layout, a: Array, b: Array) -> None:
         """Count all pieces, the odd ones in another thread where there are many."""
-        every = list(pieces(layout, a, b, PIECE))
+        total = self._total or Totals(layout.channels)
+        linear = None if self._linear is None or self._linear.folds else self._linear
+        single = is_single(a.dtype) and is_single(b.dtype)
 
-        def count(some: list[Any]) -> Totals:
-            counter = Counter(layout, bins, linear, PIECE)
-            for piece in some:
-                counter.add(*piece)
-            return counter.totals
+        def count(into: Totals, some: Iterable[tuple[Piece, Array, Array]]) -> None:
+            if not hasattr(_LOCAL, "space"):
+                _LOCAL.space = Workspace()
+            counter = Counter(layout, into, linear, _LOCAL.space)
+            for piece, one, other in some:
+                (counter.add if single else counter.add_any)(piece, one, other)
+            counter.close()
 
-        threads = min(self._threads, len(every)) if a.size >= _THREADED else 1
-        if threads < 2:
-            return [count(every)]
-        return list(_pool().map(count, [every[k::threads] for k in range(threads)]))
+        every = pieces(layout, a, b)
+        if self._threads < 2 or a.size < _THREADED:
+            count(total, every)
+            return
+        listed = list(every)
+        parts = [Totals(layout.channels) for _ in range(self._threads)]
+        list(_pool().map(count, parts, [listed[k :: self._threads] for k in range(self._threads)]))
+        for part in parts:
+            total.add(part)
 
     def result(self) -> PairMeasures:
         """Return the measures of all that was added."""
-        bins, linear = self._bins or (ValueBins(0.0, 0.0), LinearBins(0.0, 0.0))
-        total = self._total or Totals(bins, None, 0)
+        total = self._total or Totals(0)
         sums, power = total.sums, total.exponent or 0
         square, aa, bb, ab = (float(sums[i]) for i in (of.SQUARE, of.AA, of.BB, of.AB))
         error, place, worst_a, worst_b = total.worst
         error = error if total.count else math.nan
-        merged = [bins.merged(counts) for counts in total.values]
-        histograms = [
-            linear.fold(m, bins) if linear.fits(bins) else h for m, h in zip(merged, total.linear, strict=True)
-        ]
-        kl, js, hellinger = divergences(*merged)
         ends = [(x if n else math.nan) for n, low, high in zip(total.finite, total.low, total.high, strict=True)
                 for x in (low, high)]  # fmt: skip
+        finite = [x for x in ends if not math.isnan(x)] or [0.0]
+        linear = self._linear or LinearBins(min(finite), max(finite), coarse=True)
+        one, other, middles = merged_values((total.values[0], total.values[0] + total.values[1]), max(map(abs, finite)))
+        histograms = [linear.fold(m, middles) for m in (one, other)] if linear.folds else total.linear
+        kl, js, hellinger = divergences(one, other)
         rms = _scaled(_root(square, total.comparable), power)
         with np.errstate(all="ignore"):
             channel_rms = np.ldexp(np.sqrt(total.channel_square / total.channel_count), power)
@@ -280,6 +277,9 @@ class PairAccumulator:
             channel_max_abs_error=(total.channel_max if has_channels else total.channel_max[:0]).astype(np.float32),
             channel_rms_error=(channel_rms if has_channels else channel_rms[:0]).astype(np.float32),
         )  # fmt: skip
+
+
+_LOCAL = threading.local()
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.numerics.bins import BINS, ERROR_ROWS, REFERENCE_COLUMNS, LinearBins, ValueBins
+from mlscope_lab.numerics.bins import BINS, ERROR_ROWS, REFERENCE_COLUMNS, VALUE_CODES
 
 __all__ = ["POWERS", "Totals"]
 
@@ -24,18 +24,14 @@ class Totals:
 
     Parameters
     ----------
-    values
-        Bins of values.
-    linear
-        Bins of the histograms, where these have to be counted apart from `values`.
     channels
         How many.
 
     Attributes
     ----------
     sums
-        float64, one for each of `POWERS`, in units of ``2 ** (exponent * power)``; ``channel_square``
-        is such a one, too.
+        float64, one for each of `POWERS`, in units of ``2 ** (exponent * power)``; ``channel_square`` is
+        such a one, too.
     exponent
         0, but for values whose squares do not fit float64.
     comparable
@@ -46,9 +42,13 @@ class Totals:
         Largest absolute error, its place in the flat tensor (-1: none yet) and both values.
     joint
         int64, (`ERROR_ROWS`, `REFERENCE_COLUMNS`).
+    values
+        int64, (`VALUE_CODES`,), twice: of a, and of what b's counts are more than a's.
+    linear
+        int64, (`BINS`,), twice: histograms of a and b where these have to be counted apart.
     """
 
-    def __init__(self, values: ValueBins, linear: LinearBins | None, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         self.sums = np.zeros(len(POWERS), dtype=np.float64)
         self.exponent: int | None = None
         self.count = self.comparable = self.relative = 0
@@ -58,8 +58,8 @@ class Totals:
         self.max_rel = -np.inf
         self.worst: tuple[float, int, float, float] = (-1.0, -1, np.nan, np.nan)
         self.joint = np.zeros((ERROR_ROWS, REFERENCE_COLUMNS), dtype=np.int64)
-        self.values = [np.zeros(values.count, dtype=np.int64) for _ in range(2)]
-        self.linear = [np.zeros(0 if linear is None else BINS, dtype=np.int64) for _ in range(2)]
+        self.values = [np.zeros(VALUE_CODES, dtype=np.int64) for _ in range(2)]
+        self.linear = [np.zeros(BINS, dtype=np.int64) for _ in range(2)]
         self.channel_max = np.zeros(channels, dtype=np.float64)
         self.channel_square = np.zeros(channels, dtype=np.float64)
         self.channel_count = np.zeros(channels, dtype=np.int64)
