@@ -51,8 +51,8 @@ Tolerance = Annotated[
     str | None,
     typer.Option(
         "--tolerance", metavar="TOLERANCE",
-        help="'calibrated' (what arithmetic alone does to each value, times a factor), 'atol=1e-5,rtol=1e-3', or a "
-             "YAML file with tolerances by name.",
+        help="'calibrated' (what arithmetic alone does to each value, times a factor; the default where a side shows "
+             "it), 'by dtype', 'atol=1e-5,rtol=1e-3', or a YAML file with tolerances by name.",
     ),
 ]  # fmt: skip
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the comparison as a page.")]
@@ -170,7 +170,7 @@ def compare(
     *,
     a: SideA = None,
     b: SideB = None,
-    tolerance: Tolerance = "calibrated",
+    tolerance: Tolerance = None,
     fixes: Annotated[
         Path | None, typer.Option("--fixes", metavar="FILE", help="Pairs that you decided, as YAML; see the docs.")
     ] = None,
