@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -147,7 +148,7 @@ class OpenSide:
 
     def facts(self) -> dict[str, Any]:
         """Return what a comparison records of this side, JSON-able."""
-        session, files = self.session, self.subject.files
+        session, files, given = self.session, self.subject.files, self.side.model
         recipe = self.recipe.to_json()
         for kind in recipe.values():
             for item in kind:
@@ -155,6 +156,7 @@ class OpenSide:
                     step.pop("labels", None)
         return {
             "model": self.subject.name,
+            "given": os.fspath(given) if isinstance(given, str | os.PathLike) else "",
             "model_version": self.subject.version,
             "model_digest": self.subject.digest,
             "format": files.format if files is not None else "live",

@@ -199,7 +199,7 @@ def _reproduce(tree: xr.DataTree) -> Html:
     line, code = comparison_view.command_line(tree), comparison_view.code(tree)
     parts: list[Html] = []
     if line is not None:
-        parts += [tag("p", "On the command line, from the folder of the inputs:"), tag("pre", tag("code", line))]
+        parts += [tag("p", "On the command line, where these files are:"), tag("pre", tag("code", line))]
     if code is not None:
         parts += [tag("p", "In Python:"), tag("pre", tag("code", code))]
     if not parts:

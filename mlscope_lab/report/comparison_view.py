@@ -125,9 +125,14 @@ def worst_pairs(tree: xr.DataTree, count: int) -> list[int]:
     return [i for i in dict.fromkeys(order) if i >= 0 and excess[i] != 0][:count]
 
 
+def _given(side: Mapping[str, Any]) -> str:
+    """Return the model as it was named: a path, where it was one."""
+    return str(side.get("given") or side["model"])
+
+
 def _options(side: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a caller says of a side."""
-    said: dict[str, Any] = {"model": side["model"]} if side["model"] != other["model"] else {}
+    said: dict[str, Any] = {"model": _given(side)} if _given(side) != _given(other) else {}
     said["backend"] = side["backend"]
     if side.get("asked_precision"):
         said["precision"] = side["asked_precision"]
@@ -163,7 +168,7 @@ def command_line(tree: xr.DataTree) -> str | None:
         return None
     a, b = tree.attrs["sides"]
     words = ["mlscope", "compare"]
-    words += [a["model"]] if a["model"] == b["model"] else [a["model"], b["model"]]
+    words += dict.fromkeys((_given(a), _given(b)))
     for name in _inputs(tree):
         words += ["--input", name]
     for letter, side, other in (("a", a, b), ("b", b, a)):
@@ -183,7 +188,7 @@ def code(tree: xr.DataTree) -> str | None:
             options["preprocess"] = {item["name"]: item["steps"] for item in side["preprocessing"]}
     inputs = _inputs(tree)
     given = "None" if not inputs else json.dumps(inputs[0] if len(inputs) == 1 else inputs, ensure_ascii=False)
-    shared = f", model={json.dumps(a['model'], ensure_ascii=False)}" if a["model"] == b["model"] else ""
+    shared = f", model={json.dumps(_given(a), ensure_ascii=False)}" if _given(a) == _given(b) else ""
     return (
         "import mlscope_lab as ml\n\n"
         f"found = ml.compare(\n    {said[0]!r},\n    {said[1]!r},\n    {given}{shared},\n)\n"

@@ -260,6 +260,11 @@ def test_the_command_and_the_code_say_what_differs():
     tree = synthetic_comparison(4, sides=[a, {**b, "preprocessing": other}])
     assert comparison_view.command_line(tree) is None
     assert "'mean': [127.0]" in str(comparison_view.code(tree))
+    files = synthetic_comparison(4, sides=[{**a, "given": "old.onnx"}, {**b, "given": "new.onnx"}])
+    assert str(comparison_view.command_line(files)).startswith(
+        "mlscope compare old.onnx new.onnx --input picture-0.png"
+    )
+    assert "'model': 'new.onnx'" in str(comparison_view.code(files))
     live = synthetic_comparison(4, sides=[{**a, "format": "live"}, b])
     assert comparison_view.command_line(live) is comparison_view.code(live) is None
 
