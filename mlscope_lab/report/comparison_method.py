@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["method_sections"]
 
 _EVIDENCE = {
-    "input": "both are inputs", "output": "both are outputs", "fixed": "a person said so",
-    "provenance": "names that the exporter left", "values": "equal values in any layout",
-    "structure": "types, shapes and order",
+    "input": "as inputs", "output": "as outputs", "fixed": "because a person said so",
+    "provenance": "by names that the exporter left", "values": "by equal values in any layout",
+    "structure": "by types, shapes and order",
 }  # fmt: skip
 _MOVES = "moves values only"
 
@@ -46,14 +46,14 @@ def _aligned(tree: xr.DataTree) -> list[Html]:
     facts = tree.attrs["alignment"]
     pairs = tree[schema.PAIRS].dataset
     why = Counter(str(text).split(";")[0] for text in pairs["evidence"].values)
-    reasons = "; ".join(f"{count} by {_EVIDENCE.get(word, word)}" for word, count in why.most_common())
+    reasons = "; ".join(f"{count} {_EVIDENCE.get(word, word)}" for word, count in why.most_common())
     confidence = pairs["confidence"].values
     doubtful = int((confidence < 0.9).sum())
     names = "Names that exporters leave were used." if facts.get("provenance") else "No exporter's names were used."
     sentences = [
         f"{facts.get('paired_a', 0)} of {facts.get('compute_a', 0)} convolutions, products and the like of a are "
         f"paired, {facts.get('paired_b', 0)} of {facts.get('compute_b', 0)} of b. {names}",
-        f"Of {pairs.sizes['pair']} pairs the strongest evidence is: {reasons}." if reasons else "",
+        f"Of {pairs.sizes['pair']} pairs, by the strongest evidence: {reasons}." if reasons else "",
         f"{doubtful} pairs have a confidence under 0.9: look at these first where a result surprises, and fix a "
         "wrong one with fixes=." if doubtful else "",
     ]  # fmt: skip
