@@ -13,6 +13,7 @@ A tour::
     ml.analyze(run, "latency_by_type")                 # one of A1 to A15 across the stack, or a companion
     ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
     ml.compare("pytorch", "onnxruntime", "cat.jpg", model="efficientnet-lite0")   # where do two backends part ways
+    ml.sweep_preprocessing("efficientnet-lite0", "cat.jpg", observed=282)         # which preprocessing explains 282
     ml.roofline(run)                                   # how far each layer is from what the machine allows
     ml.cost("efficientnet-lite0")                      # FLOPs, weights, bytes, peak memory, without running it
     ml.runs()                                          # everything measured so far
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from mlscope_lab.divergence.compare import compare
     from mlscope_lab.divergence.result import Comparison
     from mlscope_lab.divergence.stored import comparisons, delete_comparison, open_comparison
+    from mlscope_lab.divergence.sweep import sweep_preprocessing
     from mlscope_lab.errors import MlscopeError, RunError
     from mlscope_lab.handle import Model, load
     from mlscope_lab.public import analyze, delete_run, export_run, import_trace, models, open_run, runs
@@ -74,6 +76,7 @@ _LAZY = {
     "profile": "mlscope_lab.runner",
     "roofline": "mlscope_lab.roofs",
     "runs": "mlscope_lab.public",
+    "sweep_preprocessing": "mlscope_lab.divergence.sweep",
     "write_report": "mlscope_lab.report",
 }
 
@@ -105,6 +108,7 @@ __all__ = [
     "profile",
     "roofline",
     "runs",
+    "sweep_preprocessing",
     "write_report",
 ]
 

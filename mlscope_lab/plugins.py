@@ -42,7 +42,8 @@ BUILTINS: dict[str, dict[str, str]] = {
         "python": "mlscope_lab.backends.python_:PythonBackend",
     },
     "mlscope_lab.steps": {
-        "decode_image": "mlscope_lab.processing.image:DecodeImage",
+        "decode_image": "mlscope_lab.processing.decoding:DecodeImage",
+        "recompress": "mlscope_lab.processing.jpeg:Recompress",
         "resize": "mlscope_lab.processing.image:Resize",
         "crop": "mlscope_lab.processing.image:Crop",
         "convert": "mlscope_lab.processing.image:Convert",

@@ -1,4 +1,4 @@
-"""Steps for pictures: decode, resize, crop, convert, normalise, reorder axes.
+"""Steps for decoded pictures: resize, crop, convert, normalise, reorder axes.
 
 Between the steps a picture is a numpy array (height, width, channel). Resampling is Pillow's: its filters widen when
 they shrink a picture (antialiasing), as in torchvision on PIL images and in the training code of most ImageNet models.
@@ -7,25 +7,20 @@ OpenCV's and TensorFlow's default resize do not, and give other pixels.
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from mlscope_lab.errors import InputError
 from mlscope_lab.processing.base import Step
-from mlscope_lab.processing.sources import existing_file, source_name
+from mlscope_lab.processing.decoding import MAX_PIXELS
+from mlscope_lab.processing.resampling import resample
 
-__all__ = ["Convert", "Crop", "DecodeImage", "Layout", "Normalize", "Resize"]
-
-MAX_PIXELS = 89_478_485
-"""Largest picture taken in or made, in pixels (Pillow's own limit: 256 MiB of RGB)."""
+__all__ = ["Convert", "Crop", "Layout", "Normalize", "Resize"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -47,133 +42,8 @@ def _picture(value: Any, step: str) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeImage(Step):
-    """Decode a picture to uint8 (height, width, channel).
-
-    Takes a path, encoded bytes, a PIL image, or a uint8 array (height, width[, 1, 3 or 4 channels]) in RGB order. Of an
-    animation the first frame counts. 16-bit grey levels are scaled to 8 bits; CMYK and palettes become RGB.
-
-    Parameters
-    ----------
-    color
-        "RGB", "BGR" (as models trained with OpenCV or Caffe want it), or "GRAY" (ITU-R 601-2 luma, one channel).
-    background
-        Red, green and blue, 0 to 255, shown where the picture is transparent.
-    orientation
-        "exif" turns the picture as its camera says; "ignore" leaves it as stored, as many decoders do.
-    """
-
-    color: Literal["RGB", "BGR", "GRAY"] = "RGB"
-    background: tuple[int, int, int] = (0, 0, 0)
-    orientation: Literal["exif", "ignore"] = "exif"
-
-    def __post_init__(self) -> None:
-        background = tuple(self.background)
-        if len(background) != 3 or not all(0 <= c <= 255 for c in background):
-            raise InputError(f"background must be three numbers from 0 to 255, not {list(background)}")
-        object.__setattr__(self, "background", background)
-
-    def __call__(self, value: Any) -> npt.NDArray[np.uint8]:
-        """Decode one picture.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8 (height, width, channel) with 3 channels, or 1 for "GRAY".
-
-        Raises
-        ------
-        InputError
-            If it is not a picture, is damaged or cut off, or has more than `MAX_PIXELS` pixels.
-        """
-        name = source_name(value)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # e.g. corrupt EXIF
-                return self._pixels(self._open(value, name), name)
-        except InputError:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise InputError(
-                f"{name} has too many pixels (at most {MAX_PIXELS}); scale it down first. Pillow says: {error}"
-            ) from error
-        except UnidentifiedImageError as error:
-            raise InputError(
-                f"{name} is not a picture that Pillow knows; give a JPEG, PNG, BMP, GIF, WebP or TIFF file"
-            ) from error
-        except Exception as error:  # Pillow's decoders raise many types on damaged files
-            raise InputError(
-                f"{name} is damaged or cut off ({type(error).__name__}: {error}); fetch or export it again"
-            ) from error
-
-    def _open(self, value: Any, name: str) -> Image.Image:
-        if isinstance(value, Image.Image):
-            image = value
-        elif isinstance(value, np.ndarray):
-            image = _from_array(value)
-        elif isinstance(value, bytes | bytearray | memoryview):
-            image = Image.open(io.BytesIO(bytes(value)))
-        elif isinstance(value, str | os.PathLike):
-            path = existing_file(value)
-            with Image.open(path) as opened:
-                opened.load()
-                image = opened.copy() if getattr(opened, "is_animated", False) else opened
-        else:
-            raise InputError(f"takes a path, bytes, a PIL image or a uint8 array, not {type(value).__name__}")
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-        if 0 in image.size:
-            raise InputError(f"{name} has no pixels")
-        return image
-
-    def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-        image.load()
-        if self.orientation == "exif":
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = _from_16_bit(image, name)
-        elif image.mode == "F":
-            raise InputError(
-                f"{name} holds floating-point pixels of unknown range; save it with 8 or 16 bits a channel"
-            )
-        if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-            image = image.convert("RGBA")
-            base = Image.new("RGBA", image.size, (*self.background, 255))
-            image = Image.alpha_composite(base, image).convert("RGB")
-        if self.color == "GRAY":
-            gray = np.array(image if image.mode == "L" else image.convert("RGB").convert("L"), dtype=np.uint8)
-            return gray[:, :, None]
-        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-        return pixels if self.color == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-def _from_array(value: Array) -> Image.Image:
-    if value.dtype != np.uint8:
-        raise InputError(
-            f"an array of pixels must be uint8 (0 to 255), not {value.dtype.name}; "
-            "convert it, e.g. with skimage.util.img_as_ubyte"
-        )
-    if value.ndim == 3 and value.shape[2] == 1:
-        value = value[:, :, 0]
-    if 0 in value.shape or not (value.ndim == 2 or (value.ndim == 3 and value.shape[2] in {3, 4})):
-        raise InputError(
-            f"an array of pixels must have the shape (height, width[, 1, 3 or 4]), not {value.shape}; "
-            "give one picture at a time, channels last"
-        )
-    return Image.fromarray(np.ascontiguousarray(value))
-
-
-def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise InputError(f"{name} holds grey levels outside 0 to 65535; save it with 8 or 16 bits")
-    return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Resize(Step):
-    """Resample a picture to another size with Pillow's antialiasing filters.
+    """Resample a picture to another size, by default with Pillow's antialiasing filters.
 
     Give `height` and `width`, which may change the proportions, or `shorter_side`, which keeps them.
 
@@ -187,6 +57,11 @@ class Resize(Step):
         "nearest", "bilinear", "bicubic" (Pillow's, a = -0.5), "area" (box) or "lanczos".
     rounding
         Of the longer side with `shorter_side`: to the "nearest" pixel, or "floor" as torchvision does.
+    antialias
+        False for resampling as OpenCV, TensorFlow and `torch.nn.functional.interpolate` do by default; "area" has no
+        such form.
+    positions
+        Where pixels lie, without antialiasing alone; see `mlscope_lab.processing.resampling.resample`.
     """
 
     height: int | None = None
@@ -194,8 +69,14 @@ class Resize(Step):
     shorter_side: int | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "area", "lanczos"] = "bilinear"
     rounding: Literal["nearest", "floor"] = "nearest"
+    antialias: bool = True
+    positions: Literal["half_pixel", "asymmetric", "align_corners"] = "half_pixel"
 
     def __post_init__(self) -> None:
+        if not self.antialias and self.interpolation == "area":
+            raise InputError("interpolation: area averages what it covers, so it goes with antialias: true alone")
+        if self.antialias and self.positions != "half_pixel":
+            raise InputError(f"positions: {self.positions} goes with antialias: false alone")
         both = self.height is not None and self.width is not None
         neither = self.height is None and self.width is None
         if not ((both and self.shorter_side is None) or (neither and self.shorter_side is not None)):
@@ -224,14 +105,17 @@ class Resize(Step):
                 f"a picture of {picture.shape[0]} x {picture.shape[1]} would become {height} x {width}, more than "
                 f"{MAX_PIXELS} pixels; crop it first"
             )
-        resample = _FILTERS[self.interpolation]
+        if not self.antialias and (picture.dtype == np.uint8 or np.issubdtype(picture.dtype, np.floating)):
+            kernel: Any = self.interpolation
+            return resample(picture, height, width, kernel=kernel, positions=self.positions)
+        pillow_filter = _FILTERS[self.interpolation]
         if picture.dtype == np.uint8 and picture.shape[2] == 3:
-            return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), resample))
+            return np.array(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), pillow_filter))
         if picture.dtype == np.uint8 or np.issubdtype(picture.dtype, np.floating):
             plane_type = np.uint8 if picture.dtype == np.uint8 else np.float32
             planes = [
                 Image.fromarray(np.ascontiguousarray(picture[:, :, c], dtype=plane_type)).resize(
-                    (width, height), resample
+                    (width, height), pillow_filter
                 )
                 for c in range(picture.shape[2])
             ]
@@ -243,7 +127,7 @@ class Resize(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(Step):
-    """Keep the centre of a picture.
+    """Keep the centre of a picture, or its corner.
 
     Give `height` and `width`, or `fraction`. EfficientNet's evaluation crop (a square of image / (image + 32) of the
     shorter side, resized afterwards; Tan & Le, arXiv 1905.11946, and its code) is ``fraction: 0.875, square: true,
@@ -259,6 +143,8 @@ class Crop(Step):
         With `fraction`: keep a square, measured on the shorter side.
     offset
         Where an odd margin goes: "floor" leaves the smaller part above and left, "ceil" the larger.
+    position
+        "centre", or "top_left" for the corner.
     """
 
     height: int | None = None
@@ -266,6 +152,7 @@ class Crop(Step):
     fraction: float | None = None
     square: bool = False
     offset: Literal["floor", "ceil"] = "floor"
+    position: Literal["centre", "top_left"] = "centre"
 
     def __post_init__(self) -> None:
         both = self.height is not None and self.width is not None
@@ -299,6 +186,8 @@ class Crop(Step):
             )
         extra = 1 if self.offset == "ceil" else 0
         top, left = (rows - height + extra) // 2, (columns - width + extra) // 2
+        if self.position == "top_left":
+            top = left = 0
         return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
 
@@ -309,13 +198,19 @@ class Convert(Step):
     Parameters
     ----------
     dtype
-        New element type. Integers are rounded to the nearest, ties to even.
+        New element type.
     scale
         Factor applied before the change, in float32 at least; 1/255 maps pixels to 0..1.
+    rounding
+        To integers: "nearest", ties to even, or "truncate" the fraction, as a cast in most languages does.
+    overflow
+        To integers, of values that do not fit: "error", or "saturate" for the nearest one that does.
     """
 
     dtype: Literal["float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64"] = "float32"
     scale: float = 1.0
+    rounding: Literal["nearest", "truncate"] = "nearest"
+    overflow: Literal["error", "saturate"] = "error"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale) or self.scale == 0:
@@ -334,8 +229,11 @@ class Convert(Step):
             if array.dtype.kind == "f":
                 if not np.isfinite(array).all():
                     raise InputError(f"convert to {self.dtype}: the array holds NaN or infinity")
-                array = np.rint(array)
+                array = np.rint(array) if self.rounding == "nearest" else np.trunc(array)
             limits, low, high = np.iinfo(target), array.min(), array.max()
+            if self.overflow == "saturate":
+                clipped: Array = np.clip(array, limits.min, limits.max).astype(target)
+                return clipped
             if low < limits.min or high > limits.max:
                 raise InputError(f"convert to {self.dtype}: {low} to {high} does not fit {limits.min} to {limits.max}")
         return array.astype(target)
@@ -349,10 +247,14 @@ class Normalize(Step):
     ----------
     mean, std
         One number a channel, or a single one for all, in the unit of the array at this point.
+    arithmetic
+        "float", or "integer" for what programs do that work on pixels before they convert them: mean and std are cut to
+        whole numbers, and so is the quotient (toward zero).
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    arithmetic: Literal["float", "integer"] = "float"
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -363,6 +265,8 @@ class Normalize(Step):
             object.__setattr__(self, name, values)
         if any(v == 0 for v in self.std):
             raise InputError("std must not hold 0")
+        if self.arithmetic == "integer" and any(abs(v) < 1 for v in self.std):
+            raise InputError("std must be at least 1 for integer arithmetic, which cuts it to a whole number")
 
     def __call__(self, value: Any) -> Array:
         """Return float32 (or float64 for float64) of the same shape."""
@@ -377,6 +281,10 @@ class Normalize(Step):
                     f"{channels}; normalize goes before layout"
                 )
         work = np.float64 if array.dtype == np.float64 else np.float32
+        if self.arithmetic == "integer":
+            whole = array.astype(work) - np.trunc(np.asarray(self.mean, dtype=work))
+            quotient: Array = np.trunc(whole / np.trunc(np.asarray(self.std, dtype=work))).astype(work)
+            return quotient
         result: Array = (array.astype(work) - np.asarray(self.mean, dtype=work)) / np.asarray(self.std, dtype=work)
         return result
 
@@ -389,10 +297,14 @@ class Layout(Step):
     ----------
     source, target
         One letter an axis, the same letters in both, e.g. "HWC" and "CHW".
+    how
+        "transpose" moves the values with their axes. "reinterpret" leaves them where they are in memory and only calls
+        the axes by the target's order: the mistake of reading one layout as the other.
     """
 
     source: str = "HWC"
     target: str = "CHW"
+    how: Literal["transpose", "reinterpret"] = "transpose"
 
     def __post_init__(self) -> None:
         if not self.source or len(set(self.source)) != len(self.source) or sorted(self.source) != sorted(self.target):
@@ -406,4 +318,7 @@ class Layout(Step):
         array = np.asarray(value)
         if array.ndim != len(self.source):
             raise InputError(f"layout '{self.source}' has {len(self.source)} axes, the array {array.shape} does not")
-        return np.ascontiguousarray(array.transpose([self.source.index(letter) for letter in self.target]))
+        order = [self.source.index(letter) for letter in self.target]
+        if self.how == "reinterpret":
+            return np.ascontiguousarray(array).reshape([array.shape[axis] for axis in order])
+        return np.ascontiguousarray(array.transpose(order))

@@ -32,6 +32,8 @@ class ByteWindows(Step):
         Stands for "no byte".
     minimum
         Fewest bytes, after leading white space, for which the model was made.
+    strip
+        Drop white space at the outer ends.
 
     References
     ----------
@@ -44,6 +46,7 @@ class ByteWindows(Step):
     block: int = 4096
     padding: int = 256
     minimum: int = 8
+    strip: bool = True
 
     def __post_init__(self) -> None:
         for name in ("beginning", "end", "minimum"):
@@ -57,8 +60,9 @@ class ByteWindows(Step):
     def __call__(self, value: Any) -> npt.NDArray[np.int32]:
         """Return int32 (beginning + end,)."""
         data = read_bytes(value)
-        head = data[: self.block].lstrip()
-        tail = data[-self.block :].rstrip()
+        head, tail = data[: self.block], data[-self.block :]
+        if self.strip:
+            head, tail = head.lstrip(), tail.rstrip()
         if len(head) < self.minimum:
             raise InputError(
                 f"{source_name(value)} holds {len(head)} bytes without leading white space, fewer than the "

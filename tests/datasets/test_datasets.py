@@ -21,7 +21,7 @@ from mlscope_lab.datasets.items import ItemsDataset
 from mlscope_lab.datasets.table import CsvDataset
 from mlscope_lab.errors import DigestError, InputError
 from mlscope_lab.manifest.dataset import DatasetManifest
-from mlscope_lab.processing.image import DecodeImage
+from mlscope_lab.processing.decoding import DecodeImage
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from mlscope_lab.errors import InputError
 from mlscope_lab.processing.base import Pipeline
-from mlscope_lab.processing.image import Convert, Crop, DecodeImage, Layout, Normalize, Resize
+from mlscope_lab.processing.decoding import DecodeImage
+from mlscope_lab.processing.image import Convert, Crop, Layout, Normalize, Resize
 
 SAMPLES = (
     Path(pytest.importorskip("skimage", reason="scikit-image's pictures are the samples").__file__).parent / "data"
