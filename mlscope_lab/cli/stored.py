@@ -124,7 +124,10 @@ def open_run(
     """
     from mlscope_lab.cli.runview import print_run, run_json
 
-    tree = _store().open(run)
+    store, run_id = _holding(run, comparison=False)
+    if store.kind != "run":
+        raise InputError(f"{run_id} is a comparison; mlscope judge {run_id} shows it")
+    tree = store.open(run_id)
     if as_json:
         emit_json(run_json(tree, full=True, slowest=slowest))
     else:
