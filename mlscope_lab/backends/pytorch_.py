@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
 import sys
 import time
@@ -15,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions, TensorSpec
+from mlscope_lab.backends.pytorch_arguments import by_keyword, input_names, is_compiled, is_exported
 from mlscope_lab.backends.pytorch_kineto import profiler_reason, watch_contexts
 from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
 from mlscope_lab.backends.pytorch_profile import ProfileTracer
+from mlscope_lab.backends.pytorch_steps import Program, PyTorchStepper
 from mlscope_lab.backends.pytorch_values import dtype_name, flatten, to_array, to_tensor
+from mlscope_lab.backends.stepping import Stepper
 from mlscope_lab.errors import BackendNotAvailableError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
 
@@ -120,7 +122,7 @@ class PyTorchBackend(Backend):
             )
         torch.manual_seed(options.seed)
         mode = "graph" if isinstance(module, torch.jit.ScriptModule) else "eager"
-        mode = "compiled" if _is_compiled(module) else "exported" if _is_exported(module) else mode
+        mode = "compiled" if is_compiled(module) else "exported" if is_exported(module) else mode
         inputs = tuple(
             TensorSpec(name=name, dtype=np.asarray(array).dtype.name, shape=(None,) * np.ndim(array))
             for name, array in example.items()
@@ -142,7 +144,7 @@ class PyTorchBackend(Backend):
         training = [(part, part.training) for part in module.modules()]
         module.eval()
         try:
-            if _by_keyword(module, names):
+            if by_keyword(module, names):
                 program = torch.export.export(module, (), dict(zip(names, arguments, strict=True)))
             else:
                 program = torch.export.export(module, tuple(arguments))
@@ -168,48 +170,6 @@ def _device(name: str) -> str:
             f"Use device='cpu', or install a CUDA build of torch on a machine with a GPU"
         )
     return f"cuda:{index}"
-
-
-def _is_exported(module: Any) -> bool:
-    """Tell whether a module is that of an exported program, which refuses to change its mode."""
-    import torch
-
-    return isinstance(module, torch.fx.GraphModule) and "range_constraints" in vars(module)
-
-
-def _is_compiled(module: Any) -> bool:
-    return hasattr(module, "_orig_mod") and "_dynamo" in type(module).__module__
-
-
-def input_names(module: Any) -> tuple[str, ...]:
-    """Return the names of the arguments that a module's ``forward`` needs, or () where it does not say."""
-    schema = getattr(getattr(module, "forward", None), "schema", None)
-    if schema is not None:
-        return tuple(a.name for a in schema.arguments if a.name != "self" and not a.has_default_value())
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = _signature(module)
-    return tuple(p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty)
-
-
-def _signature(module: Any) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):
-        return []
-
-
-def _by_keyword(module: Any, names: Sequence[str]) -> bool:
-    """Tell whether every name is one of ``forward``'s own, so that order does not matter."""
-    schema = getattr(getattr(module, "forward", None), "schema", None)
-    if _is_exported(module):
-        # an exported graph takes exactly the keywords it was exported with, whatever its signature shows
-        known = set(module._in_spec.children()[1].context)
-    elif schema is not None:
-        known = {argument.name for argument in schema.arguments}
-    else:
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        known = {p.name for p in _signature(module) if p.kind in kinds}
-    return bool(names) and set(names) <= known
 
 
 def _precision(module: Any) -> str:
@@ -251,7 +211,7 @@ class PyTorchSession(Session):
         self.precision = _precision(module)
         self.executable_digest = _digest(digest, mode, torch.__version__)
         self._names = tuple(spec.name for spec in inputs)
-        self._keywords = self._names if _by_keyword(module, self._names) else None
+        self._keywords = self._names if by_keyword(module, self._names) else None
         self._cuda = self.device != "cpu"
         self._declared = bool(outputs)
         self._form: list[tuple[Any, Any]] = []
@@ -302,30 +262,33 @@ class PyTorchSession(Session):
         return outputs
 
     def _run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        torch = self._torch
-        if torch.get_num_threads() != self.threads:  # another session in this process asked for its own
-            torch.set_num_threads(self.threads)
+        tensors = self._tensors(feeds, copies=self._copies)
+        with self._torch.inference_mode():
+            result = self._call([tensor.to(self.device) for tensor in tensors] if self._cuda else tensors)
+            if self._cuda:
+                self._torch.cuda.synchronize(self.device)
+            outputs = self._outputs(result, tensors)
+        self._watch_writes(tensors)
+        return outputs
+
+    def _tensors(self, feeds: Mapping[str, npt.NDArray[Any]], *, copies: bool) -> list[Any]:
+        """Return the feeds as tensors on the host; made outside inference mode, where they count the writes to them."""
+        if self._torch.get_num_threads() != self.threads:  # another session in this process asked for its own
+            self._torch.set_num_threads(self.threads)
         arrays = [np.asarray(feeds[name]) for name in self._names]
         form = [(array.shape, array.dtype) for array in arrays]
         if form != self._form or len(feeds) != len(arrays):
             self.check(feeds)
             self._form = form
-        # made outside inference mode, for there tensors do not count the writes to them
-        tensors = [self._tensor(array) for array in arrays]
-        with torch.inference_mode():
-            arguments = [tensor.to(self.device) for tensor in tensors] if self._cuda else tensors
-            if self._keywords is None:
-                result = self._module(*arguments)
-            else:
-                result = self._module(**dict(zip(self._keywords, arguments, strict=True)))
-            if self._cuda:
-                torch.cuda.synchronize(self.device)
-            outputs = self._outputs(result, tensors)
-        self._watch_writes(tensors)
-        return outputs
+        return [self._tensor(array, copies=copies) for array in arrays]
 
-    def _tensor(self, array: npt.NDArray[Any]) -> Any:
-        if self._copies:
+    def _call(self, arguments: list[Any]) -> Any:
+        if self._keywords is None:
+            return self._module(*arguments)
+        return self._module(**dict(zip(self._keywords, arguments, strict=True)))
+
+    def _tensor(self, array: npt.NDArray[Any], *, copies: bool) -> Any:
+        if copies:
             return to_tensor(array.copy())
         if array.flags.writeable:
             try:
@@ -345,22 +308,25 @@ class PyTorchSession(Session):
         if type(result) is self._torch.Tensor and len(self.outputs) == 1:
             name = self.outputs[0].name
             return {name: self._array(name, result, inputs)}
+        found = {name: self._array(name, leaf, inputs) for name, leaf in self._leaves(result).items()}
+        if not self.outputs:
+            self.outputs = tuple(
+                TensorSpec(name=name, dtype=array.dtype.name, shape=(None,) * array.ndim)
+                for name, array in found.items()
+            )
+        return found
+
+    def _leaves(self, result: Any) -> dict[str, Any]:
+        """Return the tensors and numbers that a module returned, by the names of the session's outputs."""
         found = {}
         for name, leaf in flatten(result):
             if name in found:
                 raise SessionError(f"The module returns two outputs of the name '{name}'")
-            if isinstance(leaf, self._torch.Tensor):
-                found[name] = self._array(name, leaf, inputs)
-            elif isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
-                found[name] = np.array(leaf)
+            if isinstance(leaf, self._torch.Tensor | bool | int | float | complex | np.ndarray | np.generic):
+                found[name] = leaf
             else:
                 self._note(f"Output '{name}' is a {type(leaf).__name__}, neither tensor nor number, and is left out")
         if not self._declared:
-            if not self.outputs:
-                self.outputs = tuple(
-                    TensorSpec(name=name, dtype=array.dtype.name, shape=(None,) * array.ndim)
-                    for name, array in found.items()
-                )
             return found
         wanted = [spec.name for spec in self.outputs]
         if all(name in found for name in wanted):
@@ -373,6 +339,8 @@ class PyTorchSession(Session):
         )
 
     def _array(self, name: str, tensor: Any, inputs: list[Any]) -> npt.NDArray[Any]:
+        if not isinstance(tensor, self._torch.Tensor):
+            return np.array(tensor)
         try:
             array: npt.NDArray[Any] = tensor.numpy()
         except (RuntimeError, TypeError):  # another device, layout or type; gradients
@@ -391,6 +359,25 @@ class PyTorchSession(Session):
             return False
         memory = tensor.untyped_storage().data_ptr()
         return memory in self._owned or any(memory == given.untyped_storage().data_ptr() for given in inputs)
+
+    def _open_stepper(self) -> Stepper:
+        if self.execution_mode == "compiled":
+            raise UnsupportedModelError(
+                "A module under torch.compile shows no operations: it runs as generated kernels, and would run as plain "
+                "PyTorch while it is watched. Take the module that was compiled, or compare the outputs alone"
+            )
+        return PyTorchStepper(
+            Program(
+                module=self._module, mode=self.execution_mode, device=self.device, inputs=self._names,
+                tensors=self._fresh_tensors, call=self._call, named=self._leaves,
+            )  # fmt: skip
+        )
+
+    def _fresh_tensors(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[Any]:
+        if self._closed or self._tracing:
+            raise SessionError("The session is closed" if self._closed else "The session is tracing; end that first")
+        self.check(feeds)
+        return [tensor.to(self.device) for tensor in self._tensors(feeds, copies=True)]
 
     def _note(self, text: str) -> None:
         if text not in self.warnings:

@@ -430,9 +430,9 @@ def _restore_training(modes: Sequence[tuple[Any, bool]]) -> None:
 
 
 def _arguments(module: Any, feeds: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    from mlscope_lab.backends.pytorch_ import _by_keyword
+    from mlscope_lab.backends.pytorch_arguments import by_keyword
 
-    if _by_keyword(module, tuple(feeds)):
+    if by_keyword(module, tuple(feeds)):
         return [], dict(feeds)
     return list(feeds.values()), {}
 

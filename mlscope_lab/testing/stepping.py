@@ -73,7 +73,7 @@ def _run(stepper: Stepper, feeds: _Feeds, replace: Callable[[int, Array], Array 
 def _moved(array: Array) -> Array:
     """Return other values of the same shape and type."""
     with np.errstate(all="ignore"):
-            moved: Array = (array * array.dtype.type(0.5) + array.dtype.type(1)).astype(array.dtype, copy=False)
+        moved: Array = (array * array.dtype.type(0.5) + array.dtype.type(1)).astype(array.dtype, copy=False)
     return moved
 
 
@@ -102,9 +102,9 @@ class StepperContract:
     # -- what a subclass gives ----------------------------------------------------------------------------------
 
     @pytest.fixture
-    def live(self) -> tuple[object, _Feeds]:
+    def live(self) -> tuple[object, _Feeds] | None:
         """Give a live object and its feeds; overridden where no file is given."""
-        pytest.skip("neither a model file nor a live object given")
+        return None
 
     @pytest.fixture
     def model_files(self) -> ModelFiles | None:
@@ -112,23 +112,26 @@ class StepperContract:
         return None
 
     @pytest.fixture
-    def feeds(self, live: tuple[object, _Feeds]) -> _Feeds:
+    def feeds(self, live: tuple[object, _Feeds] | None) -> _Feeds:
         """Give one array for each input; overridden where a file is given."""
+        if live is None:
+            pytest.skip("no feeds given")
         return live[1]
 
     @pytest.fixture
     def open_session(
-        self, backend: Backend, model_files: ModelFiles | None, request: pytest.FixtureRequest
+        self, backend: Backend, model_files: ModelFiles | None, live: tuple[object, _Feeds] | None
     ) -> Iterator[_Open]:
         """Give a function that opens the model; what it opened is closed after the test."""
         opened: list[Session] = []
+        if model_files is None and live is None:
+            pytest.skip("neither a model file nor a live object given")
 
         def opener(options: SessionOptions) -> Session:
-            if model_files is None:
-                obj, example = request.getfixturevalue("live")
-                opened.append(backend.wrap(obj, example, options))
-            else:
+            if model_files is not None:
                 opened.append(backend.open(model_files, options))
+            elif live is not None:
+                opened.append(backend.wrap(live[0], live[1], options))
             return opened[-1]
 
         yield opener

@@ -1,0 +1,208 @@
+"""Running a PyTorch module operator by operator: `PyTorchStepper`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+import numpy.typing as npt
+
+from mlscope_lab.backends.pytorch_dispatch import dispatching
+from mlscope_lab.backends.pytorch_recorder import Recording
+from mlscope_lab.backends.pytorch_scopes import Forward, ModuleScopes
+from mlscope_lab.backends.stepping import Receive, Stepper
+from mlscope_lab.trace.graph import Graph
+
+__all__ = ["Program", "PyTorchStepper"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a session runs, as far as a stepper must know.
+
+    Attributes
+    ----------
+    module
+        What is called.
+    mode
+        The session's execution mode: "eager", "graph" (TorchScript) or "exported".
+    device
+        Where it runs.
+    inputs
+        Names of the inputs, in order.
+    tensors
+        Checks feeds and makes tensors of them that nobody else owns.
+    call
+        Runs the module on such tensors.
+    named
+        Returns the tensors and numbers in what the module returned, by the names of the outputs.
+    """
+
+    module: Any
+    mode: str
+    device: str
+    inputs: tuple[str, ...]
+    tensors: Callable[[Mapping[str, Array]], list[Any]]
+    call: Callable[[list[Any]], Any]
+    named: Callable[[Any], dict[str, Any]]
+
+
+class PyTorchStepper(Stepper):
+    """A session's module with every operator watched; the kernels, and so the numbers, are those of a plain run.
+
+    An operator that returns what it was given (``dropout`` in evaluation, ``contiguous`` of a contiguous tensor) is no
+    operation. An operator in place writes a new value. A replaced value that shares its memory with others takes a
+    memory of its own, unless an earlier run showed that this memory is written to later.
+
+    Random operators draw what a plain run from the generator's present state would draw; the generator is left as it was.
+    """
+
+    method = "a dispatch mode around the module, which sees each operator of inference mode"
+    can_replay = True
+    can_replace = True
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program = program
+        self._recording: Recording | None = None
+        self.notes: list[str] = []
+        if program.mode == "graph":
+            self.notes.append("TorchScript does not tell which module an operator belongs to")
+
+    def _run(self, feeds: Mapping[str, Array], receive: Receive) -> Graph:
+        import torch
+
+        program = self._program
+        tensors = program.tensors(feeds)
+        scopes = _Scopes(program)
+        recording = Recording(
+            receive,
+            scopes.of,
+            constants=_own_tensors(program.module) if program.mode == "eager" else None,
+            device=program.device,
+            shared=frozenset(self._recording.shared) if self._recording is not None else frozenset(),
+        )
+        self._recording = recording
+        scopes.attach()
+        try:
+            with torch.random.fork_rng(devices=[program.device] if program.device != "cpu" else []):
+                outputs = self._watched(recording, tensors)
+        except BaseException:
+            if recording.failure is not None:  # as it was, not as an interpreter wrapped it
+                raise recording.failure from None
+            raise
+        finally:
+            scopes.detach()
+            recording.end()
+            for note in (*recording.notes, *scopes.notes):
+                if note not in self.notes:
+                    self.notes.append(note)
+        return recording.graph(outputs)
+
+    def _watched(self, recording: Recording, tensors: list[Any]) -> dict[str, int]:
+        import torch
+
+        program = self._program
+        with torch.inference_mode():
+            recording.feed(dict(zip(program.inputs, tensors, strict=True)))
+            with dispatching(recording.dispatch):
+                result = program.call(tensors)
+            if recording.failure is not None:  # the module caught it
+                raise recording.failure
+            return {name: recording.value_of(leaf) for name, leaf in program.named(result).items()}
+
+    def _partial(self) -> Graph | None:
+        return None if self._recording is None else self._recording.graph({})
+
+    def _replay(self, operations: Sequence[int], given: Mapping[int, Array], wanted: Sequence[int]) -> dict[int, Array]:
+        if self._recording is None:
+            return {}
+        return self._recording.tape.replay(operations, given, wanted)
+
+    def _close(self) -> None:
+        self._recording = None
+
+
+class _Scopes:
+    """Tells which module an operator belongs to.
+
+    In an eager tree it is the innermost one whose ``forward`` runs. An exported graph calls no modules; there the node
+    that calls the operator tells, and nodes run in order.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.notes: list[str] = []
+        self._eager = ModuleScopes(program.module) if program.mode == "eager" else None
+        self._stack = [""]
+        self._nodes = list(_nodes(program.module)) if program.mode == "exported" else []
+        self._next = 0
+
+    def of(self, func: Any) -> str:
+        """Return the qualified name, given the operator; None asks for the present one."""
+        if not self._nodes:
+            return self._stack[-1]
+        for position in range(self._next, len(self._nodes)) if func is not None else ():
+            target, scope = self._nodes[position]
+            if target is func:
+                self._next = position + 1
+                self._stack[-1] = scope
+                return scope
+        return self._stack[-1]
+
+    def attach(self) -> None:
+        """Watch the modules' ``forward``."""
+        if self._eager is None:
+            return
+        names = [name for name, _ in self._eager.modules]
+        stack, notes, home = self._stack, self.notes, get_ident()
+
+        def enclose(code: int, forward: Forward) -> Forward:
+            name = names[code]
+
+            def scope(*args: Any, **kwargs: Any) -> Any:
+                if get_ident() != home:
+                    note = f"'{name}' runs in another thread, where its operators are not seen"
+                    if note not in notes:
+                        notes.append(note)
+                    return forward(*args, **kwargs)
+                stack.append(name)
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    stack.pop()
+
+            return scope
+
+        self._eager.attach(enclose)
+
+    def detach(self) -> None:
+        """Watch no longer."""
+        if self._eager is not None:
+            self._eager.detach()
+
+
+def _nodes(module: Any) -> Iterator[tuple[Any, str]]:
+    """Walk the operators of an exported graph with the module that each comes from."""
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            stack = node.meta.get("nn_module_stack") or {}
+            yield node.target, (list(stack.values())[-1][0] if stack else "")
+
+
+def _own_tensors(module: Any) -> dict[int, str]:
+    """Return the names of the tensors that modules of a tree hold, parameters or not, by their ids."""
+    import torch
+
+    found: dict[int, str] = {}
+    for prefix, part in module.named_modules():
+        members = [*part._parameters.items(), *part._buffers.items(), *vars(part).items()]
+        for key, member in members:
+            many = member.values() if isinstance(member, dict) else member if isinstance(member, list | tuple) else ()
+            for tensor in (member, *many):
+                if isinstance(tensor, torch.Tensor):
+                    found.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+    return found
