@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mlscope_lab.backends.tensorflow_load import Opened
 from mlscope_lab.errors import UnsupportedModelError
 
-__all__ = ["BOOKKEEPING", "BRANCHES", "CALLS", "Frozen", "plain_type"]
+__all__ = ["BOOKKEEPING", "BRANCHES", "CALLS", "Frozen", "plain_name", "plain_type"]
 
 # nodes that hold or pass tensors and compute nothing
 BOOKKEEPING = frozenset({"Const", "HostConst", "NoOp", "Placeholder", "_Arg", "_DeviceArg", "_Retval", "_HostConst",
@@ -22,6 +22,20 @@ BRANCHES = CALLS | {"Enter", "Exit", "LoopCond", "Merge", "NextIteration", "RefE
                     "Switch", "_SwitchN"}  # fmt: skip
 _HEAVY = ("Conv", "MatMul", "Einsum")
 _SOURCES_LIMIT = 64
+
+
+def plain_name(name: str) -> str:
+    """Return a node's name without the calls that were inlined around it.
+
+    Examples
+    --------
+    >>> plain_name("StatefulPartitionedCall/PartitionedCall_1/model/dense/MatMul")
+    'model/dense/MatMul'
+    """
+    parts = name.split("/")
+    while len(parts) > 1 and parts[0].rstrip("_0123456789") in CALLS:
+        parts = parts[1:]
+    return "/".join(parts)
 
 
 def plain_type(op: str) -> str:
@@ -166,10 +180,7 @@ class Frozen:
 
     def plain_name(self, name: str) -> str:
         """Return a node's name without the calls that were inlined around it."""
-        parts = name.split("/")
-        while len(parts) > 1 and parts[0].rstrip("_0123456789") in CALLS:
-            parts = parts[1:]
-        return "/".join(parts)
+        return plain_name(name)
 
     def sources(self, name: str, op: str, inputs: Collection[str], executed: Collection[str]) -> list[str]:
         """Return the nodes of the frozen graph that an executed node stands for, in order; itself if it is not fused.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Dim, ModelFiles, Session, SessionOptions, TensorSpec
+from mlscope_lab.backends.stepping import Stepper
 from mlscope_lab.errors import BackendNotAvailableError, UnsupportedModelError
 
 __all__ = ["TensorFlowLiteSession"]
@@ -50,16 +51,13 @@ class TensorFlowLiteSession(Session):
                 "record level 'model', or take the model as ONNX or SavedModel for layers"
             )
         kind, version = _interpreter()
-        threads = options.threads or 1
+        self._kind, self._path, self._package = kind, model.path, "_".join(version.split()[0].split("-"))
+        self.threads = options.threads or 1
         try:
-            with warnings.catch_warnings():
-                # TensorFlow announces on every use that the interpreter moves to LiteRT
-                warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated.*")
-                self._interpreter: Any = kind(model_path=str(model.path), num_threads=threads)
+            self._interpreter: Any = self._opened(model_path=str(model.path))
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UnsupportedModelError(f"TensorFlow Lite ({version}) cannot open '{model.name}': {error}") from error
-        self.threads = threads
         self.execution_mode = "graph"
         keys = self._signature()
         details = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
@@ -72,6 +70,12 @@ class TensorFlowLiteSession(Session):
         self.precision = self._precision()
         parts = [model.digest, version, "tflite"]
         self.executable_digest = "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _opened(self, **model: Any) -> Any:
+        with warnings.catch_warnings():
+            # TensorFlow announces on every use that the interpreter moves to LiteRT
+            warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated.*")
+            return self._kind(**model, num_threads=self.threads)
 
     def _signature(self) -> dict[int, str]:
         """Return the names of a single signature by tensor index; internal names serve where there is none."""
@@ -107,6 +111,16 @@ class TensorFlowLiteSession(Session):
             interpreter.set_tensor(index, array)
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in self._out}
+
+    def _open_stepper(self) -> Stepper:
+        from mlscope_lab.backends.tensorflow_lite_parts import read_lite
+        from mlscope_lab.backends.tensorflow_lite_steps import TensorFlowLiteStepper
+
+        inputs = [(name, index) for name, index, _ in self._in]
+        return TensorFlowLiteStepper(
+            read_lite(self._path, inputs, self._package), lambda content: self._opened(model_content=content), inputs,
+            self._out, self.check,
+        )  # fmt: skip
 
     def _close(self) -> None:
         self._interpreter = None
