@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mlscope_lab.backends.base import Backend, Capabilities, Dim, Level, ModelFiles, Session, SessionOptions, TensorSpec
 from mlscope_lab.backends.onnxruntime_graph import Outline, check_external_data, precision_of, read_outline
 from mlscope_lab.backends.onnxruntime_profile import Clock, to_layer_trace
+from mlscope_lab.backends.onnxruntime_steps import OnnxRuntimeStepper, Source
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
 
@@ -24,6 +25,7 @@ __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeSession"]
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _LEVELS: tuple[Level, ...] = ("model", "layer", "operator")
+_OPTIMIZATIONS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
 
 
@@ -42,6 +44,7 @@ class OnnxRuntimeBackend(Backend):
         "GPU are not read from its profile here (import a profile written elsewhere to see them)",
         "hardware": "ONNX Runtime reads no hardware counters",
     }
+    graph_optimizations = tuple(_OPTIMIZATIONS)
 
     def capabilities(self) -> Capabilities:
         """Tell what can be opened and recorded here; imports onnxruntime if it is installed.
@@ -90,6 +93,8 @@ class OnnxRuntimeSession(Session):
         self._ort = onnxruntime
         self._model = model
         self._options = options
+        self._path = model.path
+        self._level = _OPTIMIZATIONS[options.graph_optimization or "all"]
         self._provider, self._provider_options = _provider_of(options.device, onnxruntime.get_available_providers())
         self._own_scratch: tempfile.TemporaryDirectory[str] | None = None
         self._profiling = False
@@ -112,20 +117,14 @@ class OnnxRuntimeSession(Session):
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in self._session.get_outputs())
         self.precision = precision_of(outline, next((s.dtype for s in self.inputs if "float" in s.dtype), "float32"))
-        self.executable_digest = _digest(model, outline, onnxruntime.__version__, self._provider)
+        self.executable_digest = _digest(model, outline, onnxruntime.__version__, self._provider, self._level)
         self._names = [spec.name for spec in self.outputs]
         self._tensors = all(a.type.startswith("tensor(") for a in self._session.get_outputs())
 
     def _start(self) -> None:
         """Make the InferenceSession, profiling if the level asks for it."""
         ort = self._ort
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3
-        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.inter_op_num_threads = 1
-        if self._options.threads is not None:
-            settings.intra_op_num_threads = self._options.threads
+        settings = self._settings()
         traced = self._options.level != "model"
         if traced:
             settings.enable_profiling = True
@@ -134,7 +133,7 @@ class OnnxRuntimeSession(Session):
         before = [clock() for clock in clocks]
         try:
             session = ort.InferenceSession(
-                str(self._model.path),
+                str(self._path),
                 settings,
                 providers=[self._provider],
                 provider_options=[self._provider_options],
@@ -156,6 +155,32 @@ class OnnxRuntimeSession(Session):
         if traced:
             self._readings = list(zip(clocks, before, after, strict=True))
             self._clock = self._locate()
+
+    def _settings(self) -> Any:
+        """Return onnxruntime.SessionOptions for this session, without profiling."""
+        ort = self._ort
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._level)
+        settings.inter_op_num_threads = 1
+        if self._options.threads is not None:
+            settings.intra_op_num_threads = self._options.threads
+        return settings
+
+    def _open_stepper(self) -> OnnxRuntimeStepper:
+        source = Source(
+            session=self,
+            name=self._model.name,
+            path=self._path,
+            outline=read_outline(self._path, self._model.name),
+            settings=self._settings,
+            provider=self._provider,
+            provider_options=self._provider_options,
+            scratch=self._scratch(),
+            threads=self._options.threads,
+        )
+        return OnnxRuntimeStepper(source)
 
     def _locate(self) -> Clock:
         """Find the clock that the profile is on, and where it starts on `time.perf_counter_ns`.
@@ -294,9 +319,9 @@ def _dim(value: object) -> Dim:
     return value if isinstance(value, str) and value else None
 
 
-def _digest(model: ModelFiles, outline: Outline, version: str, provider: str) -> str:
+def _digest(model: ModelFiles, outline: Outline, version: str, provider: str, level: str) -> str:
     external = sorted((w.location, w.name, w.elements) for w in outline.weights if w.location is not None)
-    parts = [model.digest, external, "onnxruntime", version, "ORT_ENABLE_ALL", provider]
+    parts = [model.digest, external, "onnxruntime", version, level, provider]
     return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
