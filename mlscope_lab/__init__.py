@@ -13,6 +13,7 @@ A tour::
     ml.analyze(run, "latency_by_type")                 # one of A1 to A15 across the stack, or a companion
     ml.compare_latency({"backend": "pytorch"}, {"backend": "onnxruntime"}, model="efficientnet-lite0")
     ml.compare("pytorch", "onnxruntime", "cat.jpg", model="efficientnet-lite0")   # where do two backends part ways
+    ml.agreement({"precision": "int8-dynamic"}, {}, "pictures/", model="efficientnet-lite0")   # which answers flip
     ml.sweep_preprocessing("efficientnet-lite0", "cat.jpg", observed=282)         # which preprocessing explains 282
     ml.roofline(run)                                   # how far each layer is from what the machine allows
     ml.cost("efficientnet-lite0")                      # FLOPs, weights, bytes, peak memory, without running it
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mlscope_lab.costing import cost
     from mlscope_lab.divergence.bisect import bisect_precision
     from mlscope_lab.divergence.compare import compare
+    from mlscope_lab.divergence.consequences import agreement
     from mlscope_lab.divergence.result import Comparison
     from mlscope_lab.divergence.stored import comparisons, delete_comparison, open_comparison
     from mlscope_lab.divergence.sweep import sweep_preprocessing
@@ -56,6 +58,7 @@ _LAZY = {
     "Model": "mlscope_lab.handle",
     "RunError": "mlscope_lab.errors",
     "Settings": "mlscope_lab.config",
+    "agreement": "mlscope_lab.divergence.consequences",
     "analyze": "mlscope_lab.public",
     "bisect_precision": "mlscope_lab.divergence.bisect",
     "calibrate": "mlscope_lab.calibration.stored",
@@ -88,6 +91,7 @@ __all__ = [
     "RunError",
     "Settings",
     "__version__",
+    "agreement",
     "analyze",
     "bisect_precision",
     "calibrate",
