@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from mlscope_lab.backends.base import Backend, Capabilities, Dim, Level, ModelFiles, Session, SessionOptions, TensorSpec
 from mlscope_lab.backends.onnxruntime_graph import Outline, check_external_data, precision_of, read_outline
+from mlscope_lab.backends.onnxruntime_precision import PRECISIONS, REASONS, digest_parts, to_precision
 from mlscope_lab.backends.onnxruntime_profile import Clock, to_layer_trace
-from mlscope_lab.backends.onnxruntime_steps import OnnxRuntimeStepper, Source
+from mlscope_lab.backends.onnxruntime_steps import OnnxRuntimeStepper
+from mlscope_lab.backends.onnxruntime_written import Source
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
 
@@ -44,6 +46,7 @@ class OnnxRuntimeBackend(Backend):
         "GPU are not read from its profile here (import a profile written elsewhere to see them)",
         "hardware": "ONNX Runtime reads no hardware counters",
     }
+    precisions = PRECISIONS
     graph_optimizations = tuple(_OPTIMIZATIONS)
 
     def capabilities(self) -> Capabilities:
@@ -61,6 +64,14 @@ class OnnxRuntimeBackend(Backend):
             else:
                 unavailable["cuda"] = "this build of onnxruntime has no CUDA provider; install onnxruntime-gpu"
         return Capabilities(formats=("onnx",), levels=_LEVELS, devices=devices, unavailable=unavailable)
+
+    def _check_options(self, options: SessionOptions) -> None:
+        if (reason := REASONS.get(options.precision or "")) is not None:
+            raise UnsupportedModelError(
+                f"{self.title} cannot be asked for precision={options.precision!r}: {reason}. "
+                f"It knows {', '.join(self.precisions)}"
+            )
+        super()._check_options(options)
 
     def _open(self, model: ModelFiles, options: SessionOptions) -> Session:
         if model.format != "onnx":
@@ -97,17 +108,20 @@ class OnnxRuntimeSession(Session):
         self._level = _OPTIMIZATIONS[options.graph_optimization or "all"]
         self._provider, self._provider_options = _provider_of(options.device, onnxruntime.get_available_providers())
         self._own_scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._converted: tempfile.TemporaryDirectory[str] | None = None
         self._profiling = False
         self._clock: Clock | None = None
         self._readings: list[tuple[Callable[[], int], int, int]] = []
         self._predicts: list[tuple[int, int]] = []
         self._last_feeds: dict[str, npt.NDArray[Any]] | None = None
-        # node names and scopes serve traces alone
-        self._outline = outline if options.level != "model" else Outline()
         onnxruntime.set_seed(options.seed)
         self._session: Any
         self._run: Any
         try:
+            if options.precision is not None:
+                outline = self._convert(outline)
+            # node names and scopes serve traces alone
+            self._outline = outline if options.level != "model" else Outline()
             self._start()
         except BaseException:
             self._remove_scratch()
@@ -117,9 +131,18 @@ class OnnxRuntimeSession(Session):
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in self._session.get_outputs())
         self.precision = precision_of(outline, next((s.dtype for s in self.inputs if "float" in s.dtype), "float32"))
-        self.executable_digest = _digest(model, outline, onnxruntime.__version__, self._provider, self._level)
+        self.executable_digest = _digest(
+            model, outline, onnxruntime.__version__, self._provider, self._level, digest_parts(options)
+        )
         self._names = [spec.name for spec in self.outputs]
         self._tensors = all(a.type.startswith("tensor(") for a in self._session.get_outputs())
+
+    def _convert(self, outline: Outline) -> Outline:
+        """Bring the model to the precision that was asked for; return the outline of what is opened."""
+        self._converted = tempfile.TemporaryDirectory(prefix="precision-", dir=self._scratch())
+        self._path, notes = to_precision(self._model, outline, self._options, Path(self._converted.name))
+        self.warnings = (*self.warnings, *notes)
+        return outline if self._path == self._model.path else read_outline(self._path, self._model.name)
 
     def _start(self) -> None:
         """Make the InferenceSession, profiling if the level asks for it."""
@@ -205,6 +228,9 @@ class OnnxRuntimeSession(Session):
         return Path(self._own_scratch.name)
 
     def _remove_scratch(self) -> None:
+        if self._converted is not None:
+            self._converted.cleanup()
+            self._converted = None
         if self._own_scratch is not None:
             self._own_scratch.cleanup()
             self._own_scratch = None
@@ -319,9 +345,9 @@ def _dim(value: object) -> Dim:
     return value if isinstance(value, str) and value else None
 
 
-def _digest(model: ModelFiles, outline: Outline, version: str, provider: str, level: str) -> str:
+def _digest(model: ModelFiles, outline: Outline, version: str, provider: str, level: str, more: list[str]) -> str:
     external = sorted((w.location, w.name, w.elements) for w in outline.weights if w.location is not None)
-    parts = [model.digest, external, "onnxruntime", version, level, provider]
+    parts = [model.digest, external, "onnxruntime", version, level, provider, *more]
     return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -20,10 +20,12 @@ import numpy.typing as npt
 
 from mlscope_lab.backends.onnxruntime_pieces import Piece, Pieces
 
-__all__ = ["DOMAIN", "Blocks", "filled", "find_blocks", "reorder_node"]
+__all__ = ["DOMAIN", "PREFIX", "SUFFIX", "Blocks", "filled", "find_blocks", "reorder_node"]
 
 DOMAIN = "com.microsoft.nchwc"
-_SUFFIX = "_nchwc"
+# a blocked node is called after the tensor that it wrote before; a cast in float16 models after the one that it reads
+SUFFIX = "_nchwc"
+PREFIX = "InsertedPrecisionFreeCast_"
 _SAME = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Upsample"})
 
 
@@ -88,8 +90,8 @@ def find_blocks(pieces: Pieces, weights: Callable[[], Mapping[str, int]] | None 
                 channels.update((node.input[0], a.i) for a in node.attribute if a.name == "channels")
                 continue
             names.update(piece.writes)
-            if node.name.endswith(_SUFFIX) and piece.writes:
-                origins[piece.writes[0]] = node.name.removesuffix(_SUFFIX)
+            if node.name.endswith(SUFFIX) and piece.writes:
+                origins[piece.writes[0]] = node.name.removesuffix(SUFFIX)
             if node.op_type in _SAME or (node.op_type == "Conv" and _depthwise(piece, pieces)):
                 twins.append((node.output[0], node.input[0]))
             if node.op_type == "Conv" and len(node.input) > 3 and node.input[3]:
@@ -114,7 +116,7 @@ def find_blocks(pieces: Pieces, weights: Callable[[], Mapping[str, int]] | None 
 
 
 def _declared(pieces: Pieces, name: str) -> int | None:
-    kind = pieces.types.get(name)
+    kind = pieces.types.get(name.removeprefix(PREFIX))
     if kind is None or len(dims := kind.tensor_type.shape.dim) != 4 or dims[1].dim_value <= 0:
         return None
     return int(dims[1].dim_value)

@@ -67,8 +67,10 @@ def quantization_of(node: Any, constant: Callable[[str], Any]) -> tuple[float, i
     node
         The NodeProto.
     constant
-        Gives the array of a name, None for one that is no constant.
+        Gives the array of a name, None for one that is not known.
     """
+    if node.op_type == "DynamicQuantizeLinear":
+        return _numbers(constant(node.output[1]), constant(node.output[2]))
     at = _SCALES.get(node.op_type)
     return None if at is None else _pair(node, at, constant)
 
@@ -88,6 +90,10 @@ def _pair(node: Any, at: int, constant: Callable[[str], Any]) -> tuple[float, in
         return None
     scale = constant(node.input[at])
     zero = constant(node.input[at + 1]) if len(node.input) > at + 1 and node.input[at + 1] else np.zeros(1, np.int8)
+    return _numbers(scale, zero)
+
+
+def _numbers(scale: Any, zero: Any) -> tuple[float, int] | None:
     if scale is None or zero is None or np.size(scale) != 1 or np.size(zero) != 1:
         return None
     return float(np.reshape(scale, -1)[0]), int(np.reshape(zero, -1)[0])

@@ -8,6 +8,7 @@ model of any size is a few hundred bytes.
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ _ELEMENTS = {
 }  # fmt: skip
 # a model of an older form takes its initializers for defaults of inputs that must be listed
 _IR = 4
-_BLOCKED = "_nchwc"
+# what ONNX Runtime adds to the name of a tensor where it calls a node or a cast copy after it
+_ADDED = re.compile(r"^InsertedPrecisionFreeCast_|_nchwc$")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,7 +253,7 @@ def _sorted(pieces: Sequence[Piece], order: Mapping[str, int]) -> list[Piece]:
     writers = {name: i for i, piece in enumerate(pieces) for name in piece.writes}
     places: list[tuple[int, str]] = []
     for piece in pieces:
-        names = [*piece.writes, piece.node.name.removesuffix(_BLOCKED)]
+        names = [_ADDED.sub("", name) for name in (*piece.writes, piece.node.name)]
         place = next((order[name] for name in names if name in order), None)
         if place is None:
             place = max((places[writers[name]][0] for name in piece.reads if name in writers), default=-1)

@@ -9,62 +9,28 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.base import Session
 from mlscope_lab.backends.onnxruntime_blocks import filled, find_blocks, reorder_node
-from mlscope_lab.backends.onnxruntime_graph import Outline, sources_of
 from mlscope_lab.backends.onnxruntime_kinds import kinds_of, passes_on, quantization_of, quantized_input
+from mlscope_lab.backends.onnxruntime_origins import origins_of, places_of
 from mlscope_lab.backends.onnxruntime_pieces import Piece, Pieces, read_pieces, type_proto
 from mlscope_lab.backends.onnxruntime_values import dtype_of, from_array, to_array, type_of
+from mlscope_lab.backends.onnxruntime_written import Source, write_graph
 from mlscope_lab.backends.stepping import Receive, Stepper
-from mlscope_lab.errors import InputError, SessionError, UnsupportedModelError
+from mlscope_lab.errors import InputError, SessionError
 from mlscope_lab.trace.graph import Graph, Operation, Value
 
-__all__ = ["OnnxRuntimeStepper", "Source", "write_graph"]
+__all__ = ["OnnxRuntimeStepper"]
 
 Array = npt.NDArray[Any]
 # sessions have their own threads each; more than this many threads are not kept waiting
 _THREADS: Final = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What a stepper runs.
-
-    Attributes
-    ----------
-    session
-        The plain session, for its inputs' and outputs' specs and for checking feeds.
-    name, path
-        The model's name, and its file.
-    outline
-        Outline of the file that was published, for sources and scopes.
-    settings
-        Gives onnxruntime.SessionOptions as the plain session has them.
-    provider, provider_options
-        Where it runs.
-    scratch
-        A folder for the optimised graph.
-    threads
-        As in the session.
-    """
-
-    session: Session
-    name: str
-    path: Path
-    outline: Outline
-    settings: Callable[[], Any]
-    provider: str
-    provider_options: Mapping[str, str]
-    scratch: Path
-    threads: int | None
 
 
 class OnnxRuntimeStepper(Stepper):
@@ -83,11 +49,7 @@ class OnnxRuntimeStepper(Stepper):
         self._folder = tempfile.TemporaryDirectory(prefix="steps-", dir=source.scratch)
         try:
             self._file = write_graph(source, Path(self._folder.name) / "graph.onnx")
-            order: dict[str, int] = {}
-            for place, node in enumerate(source.outline.nodes):
-                for output in node.outputs:
-                    order.setdefault(output, place)
-            self._pieces = read_pieces(self._file, source.name, order)
+            self._pieces = read_pieces(self._file, source.name, places_of(source.outline))
             if self._pieces.repaired:
                 self._file.write_bytes(self._pieces.proto.SerializeToString())
             self._blocks = find_blocks(self._pieces, self._weights)
@@ -97,7 +59,7 @@ class OnnxRuntimeStepper(Stepper):
         self._runners: dict[str, Any] = {}
         self._reorders: dict[int | None, Any] = {}
         self._room = _THREADS // (source.threads or os.cpu_count() or 1) if source.threads != 1 else 1 << 30
-        self._sources, self._scopes = _origins(self._pieces, source.outline)
+        self._sources, self._scopes = origins_of(self._pieces.pieces, source.outline)
         self._last_read = _last_reads(self._pieces)
         self._writers = {name: piece for piece in self._pieces.pieces for name in piece.writes}
         self._dequantized = {
@@ -350,13 +312,16 @@ class OnnxRuntimeStepper(Stepper):
     def _weights(self) -> dict[str, int]:
         """Return channels by output of each convolution in the graph as it was before its layout was changed."""
         level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        found = {}
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             before = read_pieces(write_graph(self._source, Path(folder) / "before.onnx", level), self._source.name)
-            return {
-                piece.writes[0]: before.initializers[piece.node.input[1]].dims[0]
-                for piece in before.pieces
-                if piece.node.op_type in {"Conv", "FusedConv"} and piece.node.input[1] in before.initializers
-            }
+            casts = {p.writes[0]: p.node.input[0] for p in before.pieces if p.node.op_type == "Cast" and p.fixed}
+            for piece in before.pieces:
+                if piece.node.op_type in {"Conv", "FusedConv"}:
+                    weight = casts.get(piece.node.input[1], piece.node.input[1])
+                    if weight in before.initializers:
+                        found[piece.writes[0]] = int(before.initializers[weight].dims[0])
+        return found
 
     def _close(self) -> None:
         self._runners.clear()
@@ -388,55 +353,6 @@ class _Run:
     def add(self, operation: Operation, piece: Piece | None) -> None:
         self.operations.append(operation)
         self.pieces.append(piece)
-
-
-def write_graph(source: Source, path: Path, level: Any = None) -> Path:
-    """Write the graph that ONNX Runtime makes of a model, its large constants in a file beside it.
-
-    Parameters
-    ----------
-    source
-        The model.
-    path
-        Where to.
-    level
-        A GraphOptimizationLevel, or None for the session's.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If ONNX Runtime cannot write it, which is so where a provider compiled a part of it.
-    """
-    import onnxruntime
-
-    settings = source.settings()
-    if level is not None:
-        settings.graph_optimization_level = level
-    settings.optimized_model_filepath = str(path)
-    key = "session.optimized_model_external_initializers_"
-    settings.add_session_config_entry(f"{key}file_name", f"{path.stem}.bin")
-    settings.add_session_config_entry(f"{key}min_size_in_bytes", "1024")
-    try:
-        onnxruntime.InferenceSession(
-            str(source.path), settings, providers=[source.provider],
-            provider_options=[dict(source.provider_options)], enable_fallback=0,
-        )  # fmt: skip
-    except Exception as error:  # as above
-        raise UnsupportedModelError(
-            f"ONNX Runtime cannot write the graph that it made of model '{source.name}': {error}"
-        ) from error
-    return path
-
-
-def _origins(pieces: Pieces, outline: Outline) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Return by label which nodes of the published file a piece stands for, and its scope."""
-    names = [piece.node.name for piece in pieces.pieces]
-    found, scopes = sources_of(names, [piece.node.op_type for piece in pieces.pieces], outline)
-    labels = [piece.label for piece in pieces.pieces]
-    return (
-        {label: tuple(text.split(";")) for label, text in zip(labels, found, strict=True) if text},
-        {label: scope for label, scope in zip(labels, scopes, strict=True) if scope},
-    )
 
 
 def _last_reads(pieces: Pieces) -> list[list[str]]:
