@@ -20,7 +20,7 @@ from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
 from mlscope_lab.backends.pytorch_profile import ProfileTracer
 from mlscope_lab.backends.pytorch_steps import Program, PyTorchStepper
-from mlscope_lab.backends.pytorch_values import dtype_name, flatten, to_array, to_tensor
+from mlscope_lab.backends.pytorch_values import aligned, dtype_name, flatten, to_array, to_tensor
 from mlscope_lab.backends.stepping import Stepper
 from mlscope_lab.errors import BackendNotAvailableError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
@@ -289,7 +289,7 @@ class PyTorchSession(Session):
 
     def _tensor(self, array: npt.NDArray[Any], *, copies: bool) -> Any:
         if copies:
-            return to_tensor(array.copy())
+            return to_tensor(aligned(array))
         if array.flags.writeable:
             try:
                 return self._torch.from_numpy(array)
@@ -363,14 +363,19 @@ class PyTorchSession(Session):
     def _open_stepper(self) -> Stepper:
         if self.execution_mode == "compiled":
             raise UnsupportedModelError(
-                "A module under torch.compile shows no operations: it runs as generated kernels, and would run as plain "
-                "PyTorch while it is watched. Take the module that was compiled, or compare the outputs alone"
+                "A module under torch.compile shows no operations: it runs as generated kernels, and would run as "
+                "plain PyTorch while it is watched. Take the module that was compiled, or compare the outputs alone"
             )
         return PyTorchStepper(
             Program(
-                module=self._module, mode=self.execution_mode, device=self.device, inputs=self._names,
-                tensors=self._fresh_tensors, call=self._call, named=self._leaves,
-            )  # fmt: skip
+                module=self._module,
+                mode=self.execution_mode,
+                device=self.device,
+                inputs=self._names,
+                tensors=self._fresh_tensors,
+                call=self._call,
+                named=self._leaves,
+            )
         )
 
     def _fresh_tensors(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[Any]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mlscope_lab.trace.kinds import kind_of
 
-__all__ = ["LIFTS", "Operator", "dispatching", "kinds_of"]
+__all__ = ["LIFTS", "Guard", "Operator", "dispatching", "kinds_of"]
+
+Guard = Callable[[], AbstractContextManager[Any]]
 
 LIFTS: Final = frozenset({"aten::lift_fresh", "aten::lift", "aten::lift_fresh_copy"})
 """What the code's own numbers and arrays pass through when they become tensors."""
 # operators in place that change what a tensor says of itself, and no memory
 _RENAMES: Final = frozenset(
-    "aten::t_ aten::transpose_ aten::squeeze_ aten::unsqueeze_ aten::swapaxes_ aten::swapdims_ aten::as_strided_".split()
+    f"aten::{name}" for name in ("t_", "transpose_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_")
 )
 # operators that change nothing of what is computed
 _BOOKKEEPING: Final = frozenset({"aten::detach_", "aten::requires_grad_", "aten::rename_"})
 _EMPTY: Final = frozenset(
-    "aten::empty aten::empty_like aten::empty_strided aten::new_empty aten::new_empty_strided aten::empty_permuted".split()
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 )
 _FUSED: Final[Mapping[str, tuple[str, ...]]] = {
     "aten::_transformer_encoder_layer_fwd": ("attention", "addition", "normalization", "product", "activation"),
@@ -61,15 +65,28 @@ def kinds_of(name: str) -> tuple[str, ...]:
     return _FUSED.get(name) or (kind_of(name),)
 
 
-def dispatching(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Any:
-    """Return a dispatch mode that hands every operator with its arguments to `call`, which returns the result."""
+def dispatching(call: Callable[[Any, tuple[Any, ...], dict[str, Any], Guard], Any]) -> Any:
+    """Return a dispatch mode that hands every operator with its arguments to `call`, which returns the result.
+
+    The last thing that `call` is given makes a context in which an operator runs with the dispatcher's keys as they are
+    now. Else PyTorch excludes those above the mode, and views of weights that an operator makes inside lose their
+    ``requires_grad``, by which ``matmul`` chooses how to multiply: it would round otherwise than in a plain run.
+    Operators that return views or write in place must do without: PyTorch notes the view once the mode has returned.
+    """
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class _Watching(TorchDispatchMode):
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+    def as_now() -> AbstractContextManager[Any]:
+        guard: AbstractContextManager[Any] = torch._C._ForceDispatchKeyGuard(*keys)
+        return guard
+
+    class _Watching(TorchDispatchMode):  # type: ignore[misc]
         supports_higher_order_operators = True
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return call(func, args, kwargs or {})
+            return call(func, args, kwargs or {}, as_now)
 
     return _Watching()
 
@@ -86,6 +103,8 @@ class Operator:
         What it computes.
     writes
         The arguments that it writes to: positions, or names of those that go by keyword.
+    aliases
+        Its schema says that it returns or writes to memory that it was given.
     renames
         It writes to no memory, but changes the shape of what it is given.
     idle
@@ -99,6 +118,7 @@ class Operator:
     type: str
     kinds: tuple[str, ...]
     writes: tuple[int | str, ...] = ()
+    aliases: bool = False
     renames: bool = False
     idle: bool = False
     random: bool = False
@@ -127,6 +147,7 @@ class Operator:
             type=name,
             kinds=kinds_of(name),
             writes=tuple(writes),
+            aliases=any(x.alias_info is not None for x in (*schema.arguments, *schema.returns)),
             renames=name in _RENAMES,
             idle=name in _BOOKKEEPING,
             random=torch.Tag.nondeterministic_seeded in func.tags,

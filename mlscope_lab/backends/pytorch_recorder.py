@@ -1,8 +1,8 @@
 """Watching a PyTorch module run, operator by operator: `Recording`.
 
 A ``TorchDispatchMode`` sees every operator before its kernel. In inference mode those are the operators of the source
-(``aten::conv2d``, ``aten::linear``, ``aten::batch_norm``), not the smaller ones that autograd would see, in eager modules,
-TorchScript and exported programs alike.
+(``aten::conv2d``, ``aten::linear``, ``aten::batch_norm``), not the smaller ones that autograd would see, in eager
+modules, TorchScript and exported programs alike.
 
 Values are tensors at a time: an operator in place ends one and begins another in the same memory. Whoever reads that
 memory through another tensor afterwards reads what was written, so that tensor becomes a new value, too (`Overlay`).
@@ -10,6 +10,7 @@ memory through another tensor afterwards reads what was written, so that tensor 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.pytorch_dispatch import LIFTS, Operator
+from mlscope_lab.backends.pytorch_dispatch import LIFTS, Guard, Operator
 from mlscope_lab.backends.pytorch_tape import Call, Form, Geometry, Overlay, Slot, Tape, address, flat_tensors, shown
-from mlscope_lab.backends.pytorch_values import dtype_name
 from mlscope_lab.errors import SessionError
 from mlscope_lab.trace.graph import Graph, Operation, Value
 
@@ -126,6 +126,7 @@ class Recording:
         self._receive, self._scope, self._constants = receive, scope, constants
         self._device, self._was_shared = device, shared
         self._type = torch.Tensor
+        self._as_normal = functools.partial(torch.inference_mode, False)
         self._token = object()
         self._operators: dict[Any, Operator] = {}
         self._labels: dict[str, int] = {}
@@ -174,8 +175,8 @@ class Recording:
 
     # -- an operator --------------------------------------------------------------------------------------------
 
-    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and record it."""
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], as_plain: Guard) -> Any:
+        """Run an operator and record it; for `mlscope_lab.backends.pytorch_dispatch.dispatching`."""
         if self.failure is not None:  # the module went on after an error that was not its own
             return func(*args, **kwargs)
         operator = self._operators.get(func)
@@ -186,7 +187,11 @@ class Recording:
         except BaseException as error:
             self.failure = error
             raise
-        result = func(*args, **kwargs)
+        if operator.aliases:
+            result = func(*args, **kwargs)
+        else:
+            with as_plain():
+                result = func(*args, **kwargs)
         try:
             return self._after(operator, func, result, read)
         except BaseException as error:
@@ -340,7 +345,8 @@ class Recording:
             read.generator, operator.clears,
         )  # fmt: skip
         tensors = [*read.written, *(leaf for _, leaf in results)]
-        indices = self._operation(operator, call, inputs=read.values, outputs=tensors, count=sum(read.constants.values()))
+        count = sum(read.constants.values())
+        indices = self._operation(operator, call, inputs=read.values, outputs=tensors, count=count)
         rewritten = len(read.written)
         for index, tensor in zip(indices[:rewritten], read.written, strict=True):
             self._rewrite(index, tensor, renames=operator.renames)
@@ -411,9 +417,14 @@ class Recording:
         indices = tuple([self._value(f"{name}:{i}", tensor) for i, tensor in enumerate(outputs)])
         self.operations.append(
             Operation(
-                name=name, type=operator.type, kinds=operator.kinds, inputs=tuple(inputs), outputs=indices, scope=scope,
+                name=name,
+                type=operator.type,
+                kinds=operator.kinds,
+                inputs=tuple(inputs),
+                outputs=indices,
+                scope=scope,
                 parameter_count=count,
-            )  # fmt: skip
+            )
         )
         self.tape.calls.append(call)
         self.tape.outputs.append(indices)
@@ -428,7 +439,7 @@ class Recording:
         return len(self.values) - 1
 
     def _show(self, index: int, tensor: Any, *, own: bool) -> Any:
-        """Show a value. What `receive` returns goes into its memory, or where others share that, is returned instead."""
+        """Show a value. What `receive` returns goes into its memory, or is returned where others share that."""
         array = shown(tensor)
         array.flags.writeable = False  # it may be the memory that the module goes on with
         other = self._receive(index, array)
@@ -440,7 +451,8 @@ class Recording:
             return None
         if other is array or np.array_equal(other, array, equal_nan=array.dtype.kind in "fc"):
             return None
-        instead = form.tensor(np.array(other), self._device)
+        with self._as_normal():  # as PyTorch asks of a view of a tensor that was made outside inference mode
+            instead = form.tensor(other, self._device)
         self._mark(instead, index, _Memory(detached=True))
         return instead
 

@@ -58,7 +58,7 @@ class PyTorchStepper(Stepper):
     operation. An operator in place writes a new value. A replaced value that shares its memory with others takes a
     memory of its own, unless an earlier run showed that this memory is written to later.
 
-    Random operators draw what a plain run from the generator's present state would draw; the generator is left as it was.
+    Random operators draw what a plain run would draw from the generator as it is; the generator is left so.
     """
 
     method = "a dispatch mode around the module, which sees each operator of inference mode"

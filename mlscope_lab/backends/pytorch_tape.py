@@ -1,8 +1,8 @@
 """What a PyTorch module did, as a list of calls that can be made again on other values; no activation is kept.
 
-A call holds the operator and its arguments: a `Slot` where a value stood, constants by reference, all else as it was. What
-an operator wrote in place is the result of the same operator on a copy, so that a call made again changes nothing that
-it was given.
+A call holds the operator and its arguments: a `Slot` where a value stood, constants by reference, all else as it was.
+What an operator wrote in place is the result of the same operator on a copy, so that a call made again changes nothing
+that it was given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.pytorch_values import dtype_name, to_tensor
+from mlscope_lab.backends.pytorch_values import ALIGNMENT, aligned, dtype_name, to_tensor
 from mlscope_lab.errors import SessionError
 
 __all__ = ["Call", "Form", "Geometry", "Overlay", "Slot", "Tape", "address", "flat_tensors", "shown"]
@@ -49,6 +49,11 @@ class Geometry:
             return self.offset
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
 
+    @property
+    def narrow(self) -> tuple[slice, ...]:
+        """Slices of the tensor that leave out what is the same element again."""
+        return tuple(slice(0, 1) if step == 0 else slice(None) for step in self.stride)
+
     def overlaps(self, other: Geometry) -> bool:
         """Tell whether two may share elements; True where their ranges meet and the answer would cost more."""
         return self.offset < other.end and other.offset < self.end
@@ -72,12 +77,15 @@ class Form:
         (scale, zero point) of a tensor quantised as a whole.
     reason
         Why no tensor can be made from an array, "" where one can.
+    skew
+        Bytes from the alignment of memory to its first element, which decides how kernels round.
     """
 
     dtype: Any
     stride: tuple[int, ...]
     quantization: tuple[float, int] | None = None
     reason: str = ""
+    skew: int = 0
 
     @classmethod
     def of(cls, tensor: Any) -> Form:
@@ -87,14 +95,15 @@ class Form:
         if tensor.layout != torch.strided:
             return cls(tensor.dtype, (), None, f"a tensor of layout {tensor.layout}")
         if not tensor.is_quantized:
-            return cls(tensor.dtype, tensor.stride())
+            skew = tensor.data_ptr() % ALIGNMENT if tensor.device.type == "cpu" else 0
+            return cls(tensor.dtype, tensor.stride(), skew=skew)
         if tensor.qscheme() == torch.per_tensor_affine:
             return cls(tensor.dtype, tensor.stride(), (tensor.q_scale(), tensor.q_zero_point()))
         return cls(tensor.dtype, tensor.stride(), None, "a tensor quantised by channel")
 
     @property
     def shown_dtype(self) -> str:
-        """numpy's name of the type in which it is shown; "bfloat16" for bfloat16, which is shown as float32."""
+        """Name of numpy's type in which it is shown; "bfloat16" for bfloat16, which is shown as float32."""
         import torch
 
         if self.dtype.is_floating_point:
@@ -106,28 +115,30 @@ class Form:
         return dtype_name(self.dtype)
 
     def tensor(self, array: Array, device: str) -> Any:
-        """Return a tensor of this form with an array's elements, its own or shared with the array."""
+        """Return a tensor of this form with a copy of an array's elements."""
         import torch
 
         if self.reason:
             raise SessionError(f"PyTorch: {self.reason} is shown, but cannot be given back")
-        tensor = to_tensor(array).to(device)
         if self.quantization is not None:
-            tensor = torch._make_per_tensor_quantized_tensor(tensor, *self.quantization)
-        elif tensor.dtype != self.dtype:
-            tensor = tensor.to(self.dtype)
-        if tensor.stride() == self.stride or tensor.numel() < 2:
-            return tensor
-        if any(step == 0 and n > 1 for n, step in zip(tensor.shape, self.stride, strict=True)):
-            narrow = tuple(slice(0, 1) if step == 0 else slice(None) for step in self.stride)
-            return tensor[narrow].expand(tensor.shape)
-        laid = torch.empty_strided(tensor.shape, self.stride, dtype=tensor.dtype, device=device)
-        if self.quantization is not None:
+            integers = to_tensor(np.array(array)).to(device)
+            tensor = torch._make_per_tensor_quantized_tensor(integers, *self.quantization)
+            if tensor.stride() == self.stride or tensor.numel() < 2:
+                return tensor
             scale, zero = self.quantization
-            laid = torch._empty_affine_quantized(
-                tensor.shape, scale=scale, zero_point=zero, dtype=self.dtype, device=device
-            ).as_strided(tensor.shape, self.stride)
-        return laid.copy_(tensor)
+            end = Geometry(tuple(tensor.shape), self.stride, 0).end
+            laid = torch._empty_affine_quantized((end,), scale=scale, zero_point=zero, dtype=self.dtype, device=device)
+            return laid.as_strided(tensor.shape, self.stride).copy_(tensor)
+        tensor = to_tensor(aligned(array, self.skew)).to(device)
+        if tensor.dtype == self.dtype and (tensor.stride() == self.stride or tensor.numel() < 2):
+            return tensor
+        offset = self.skew // self.dtype.itemsize
+        geometry = Geometry(tuple(tensor.shape), self.stride, offset)
+        memory = torch.empty(geometry.end, dtype=self.dtype, device=device)
+        view = memory.as_strided(geometry.size, geometry.stride, geometry.offset)
+        narrow = geometry.narrow
+        view[narrow].copy_(tensor[narrow])  # what is one element in memory cannot be written to twice
+        return view
 
 
 def shown(tensor: Any) -> Array:
@@ -204,9 +215,8 @@ class Overlay:
         start, end = min(g.offset for g in parts), max(g.end for g in parts)
         memory = torch.empty(end - start, dtype=base.dtype, device=base.device)
         own = self.geometry.moved(start)
-        narrow = tuple(slice(0, 1) if step == 0 else slice(None) for step in own.stride)
         view = memory.as_strided(own.size, own.stride, own.offset)
-        view[narrow].copy_(base[narrow])
+        view[own.narrow].copy_(base[own.narrow])
         for tensor, (_, geometry) in zip(written, self.writes, strict=True):
             there = geometry.moved(start)
             if tensor.dtype != base.dtype:

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["dtype_name", "flatten", "shape_text", "tensor_bytes", "tensors_in", "to_array", "to_tensor"]
+__all__ = [
+    "ALIGNMENT",
+    "aligned",
+    "dtype_name",
+    "flatten",
+    "shape_text",
+    "tensor_bytes",
+    "tensors_in",
+    "to_array",
+    "to_tensor",
+]
 
 
 def to_tensor(array: npt.NDArray[Any]) -> Any:
@@ -25,6 +35,23 @@ def to_tensor(array: npt.NDArray[Any]) -> Any:
     if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array)
+
+
+ALIGNMENT = 64
+"""Bytes to which PyTorch aligns memory on a CPU. Kernels take other paths, and round otherwise, on memory that is not
+aligned so: a copy gives the numbers of the original only where it begins at the same distance from such an address."""
+
+
+def aligned(array: npt.NDArray[Any], skew: int | None = None) -> npt.NDArray[Any]:
+    """Return a copy in C order that begins `skew` bytes after a multiple of `ALIGNMENT`; default as the array does."""
+    if skew is None:
+        skew = array.__array_interface__["data"][0] % ALIGNMENT
+    dtype = array.dtype.newbyteorder("=")
+    memory = np.empty(array.size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = (skew - memory.__array_interface__["data"][0]) % ALIGNMENT
+    copy: npt.NDArray[Any] = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def to_array(tensor: Any) -> npt.NDArray[Any]:
