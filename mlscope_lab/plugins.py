@@ -53,7 +53,10 @@ BUILTINS: dict[str, dict[str, str]] = {
         "constant": "mlscope_lab.processing.raw:Constant",
         "audio_frames": "mlscope_lab.processing.audio:AudioFrames",
         "byte_windows": "mlscope_lab.processing.text:ByteWindows",
+        "word_pieces": "mlscope_lab.processing.word_pieces:WordPieces",
         "select": "mlscope_lab.processing.raw:Select",
+        "mean": "mlscope_lab.processing.vectors:Mean",
+        "unit_length": "mlscope_lab.processing.vectors:UnitLength",
         "softmax": "mlscope_lab.processing.classification:Softmax",
         "sigmoid": "mlscope_lab.processing.classification:Sigmoid",
         "top_k": "mlscope_lab.processing.classification:TopK",
@@ -115,6 +118,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "predict_latency": "mlscope_lab.analysis.configurations:predict_latency",
     },
     "mlscope_lab.architectures": {
+        "bert_encoder": "mlscope_lab.architectures.bert_encoder:build",
         "efficientnet_lite": "mlscope_lab.architectures.efficientnet_lite:build",
     },
 }

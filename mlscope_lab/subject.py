@@ -294,9 +294,12 @@ def samples_for(
     recipes = {r.spec.name: r for r in subject.recipe.inputs}
     if not isinstance(given, Mapping):
         needed = [name for name, r in recipes.items() if not r.constant]
-        if len(needed) > 1:
+        if len(needed) > 1 and all(_shares_sample(recipes[name]) for name in needed):
+            given = dict.fromkeys(needed, given)
+        elif len(needed) > 1:
             raise InputError(f"'{subject.name}' has {len(recipes)} inputs ({', '.join(recipes)}): give a dict by name")
-        given = {needed[0] if needed else "": given}
+        else:
+            given = {needed[0] if needed else "": given}
     if recipes and set(given) - set(recipes):
         strange = sorted(set(given) - set(recipes))[0]
         raise InputError(f"'{subject.name}' has no input '{strange}'. Inputs: {', '.join(recipes)}")
@@ -314,6 +317,12 @@ def samples_for(
             for index in range(batch_size or most)
         ]
     return described, arrays
+
+
+def _shares_sample(recipe: TensorRecipe) -> bool:
+    """Whether an input is made of the sample that other inputs are made of, too: numbers and mask of one text."""
+    steps = recipe.pipeline.steps
+    return bool(steps) and getattr(steps[0], "shares_sample", False)
 
 
 def _split(value: Any, recipe: TensorRecipe | None) -> list[Any]:

@@ -20,6 +20,7 @@ from mlscope_lab.cli import (
     importing,
     lab,
     measuring,
+    preprocessing,
     stored,
     trial,
 )
@@ -65,6 +66,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("judge", comparing.judge, "Show a stored comparison, or judge it by another tolerance."),
     ("bisect", comparing.bisect, "Find the layers that must stay in float32."),
     ("comparisons", comparing.comparisons, "List stored comparisons, newest first."),
+    ("agreement", preprocessing.agreement, "Tell which answers of a dataset two sides disagree on."),
+    ("sweep", preprocessing.sweep, "Tell what other preprocessing does to the answer."),
     ("runs", stored.runs, "List stored runs, newest first."),
     ("open", stored.open_run, "Show a stored run."),
     ("import", importing.import_trace, "Store another tool's trace as a run."),

@@ -105,10 +105,11 @@ class Answering:
                 return self._classes(name, _flat(rows), named)
         for name, item in declared.items():
             if item.pipeline.steps and name in named:
-                rows = [item.pipeline(row) for row in rows_of(named[name], batch_axis(item.spec))]
-                values = _flat(rows)
+                values = _flat([item.pipeline(row) for row in rows_of(named[name], batch_axis(item.spec))])
                 if values.shape[1] == 1 and ((values >= 0) & (values <= 1)).all():
                     return self._decision(name, values, named)
+                self.output = name
+                return Answers(values=values, probabilities=None, outputs=named)
         name = next(iter(named))
         axis = batch_axis(declared[name].spec) if name in declared else self._axis
         values = _flat(rows_of(named[name], axis))
