@@ -108,7 +108,13 @@ def _range(array: Array) -> tuple[float, float]:
 
 
 def capture(
-    stepper: Stepper, feeds: Mapping[str, Array], *, batch: int = 1, sketching: bool = True, spool: Spool | None = None
+    stepper: Stepper,
+    feeds: Mapping[str, Array],
+    *,
+    batch: int = 1,
+    sketching: bool = True,
+    ranging: bool = True,
+    spool: Spool | None = None,
 ) -> Capture:
     """Run a side once.
 
@@ -120,8 +126,8 @@ def capture(
         As for `Session.predict`.
     batch
         Samples in the feeds; values whose first axis has this length are sketched by their first sample.
-    sketching
-        Also sketch values and find their ranges.
+    sketching, ranging
+        Also sketch values; also find their ranges.
     spool
         Where to put values; default a new one, which the caller closes.
 
@@ -139,6 +145,7 @@ def capture(
         if sketching:
             first = array[:1] if batch > 1 and array.ndim and array.shape[0] == batch else array
             made.sketches[index] = sketch(first)
+        if ranging:
             made.ranges[index] = _range(array)
 
     try:

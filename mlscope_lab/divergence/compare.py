@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mlscope_lab.alignment.fixes import load_fixes
 from mlscope_lab.alignment.records import Alignment, Fix
 from mlscope_lab.collectors.environment import describe
 from mlscope_lab.config import Settings, load_settings
@@ -119,8 +118,12 @@ def compare(
         if name not in CALIBRATIONS:
             raise InputError(f"Unknown calibration {name!r}. Known: {', '.join(CALIBRATIONS)}."
                              f"{nearest(str(name), CALIBRATIONS)}")  # fmt: skip
+    if isinstance(fixes, str | os.PathLike):
+        from mlscope_lab.alignment.fixes import load_fixes
+
+        fixes = load_fixes(fixes)
     options = Options(
-        provenance=provenance, fixes=tuple(load_fixes(fixes)) if isinstance(fixes, str | os.PathLike) else tuple(fixes),
+        provenance=provenance, fixes=tuple(fixes),
         calibrate=tuple(calibrate), shadow=shadow, keep_tensors=keep_tensors, seed=seed,
     )  # fmt: skip
     with reporter(progress, total=4, title="compare") as line, ExitStack() as stack:
@@ -141,7 +144,7 @@ def compare(
         line.advance()
         line.stage("calibrating")
         if work.captures is not None and work.failure is None:
-            _other_noise(work, chunks, count, options.calibrate, resolved, line)
+            _other_noise(work, options.calibrate, resolved, line)
         tree = _tree(work, tolerance)
         line.advance()
     found = Comparison(tree)
@@ -205,13 +208,10 @@ def _run(work: Work, chunks: Sequence[Any], count: int, names: Sequence[str]) ->
         raise InputError(f"None of the {len(chunks)} samples could be read; the last: {work.rows[-1].message}")
 
 
-def _other_noise(
-    work: Work, chunks: Sequence[Any], count: int, wanted: Sequence[str], settings: Settings, line: Reporter
-) -> None:
-    """Run the first sample again with other threads and in double precision, where that is asked for."""
+def _other_noise(work: Work, wanted: Sequence[str], settings: Settings, line: Reporter) -> None:
+    """Run what was calibrated on again with other threads and in double precision, where that is asked for."""
     from dataclasses import replace
 
-    first = next(c for c, row in zip(chunks, work.rows, strict=False) if row.status == "compared")
     for index, side in enumerate((work.a, work.b)):
         for source in wanted:
             if source == "rounding":
@@ -228,7 +228,7 @@ def _other_noise(
             )
             try:
                 with open_side(other, settings=settings, example=side.subject.example, reporter=line) as opened:
-                    work.add_noise(index, source, opened, opened.feeds(first, count))
+                    work.add_noise(index, source, opened)
             except MlscopeError as error:
                 work.noise_sources[f"{source} {'ab'[index]}"] = f"unavailable: {error}"
 

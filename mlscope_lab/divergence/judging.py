@@ -120,7 +120,7 @@ def judge_tree(tree: xr.DataTree, tolerance: Any = None) -> xr.DataTree:
         atol,
         rtol,
     )
-    changed = {
+    changed: dict[str, Any] = {
         "atol": atol, "rtol": rtol, "tolerance_source": sources, "share_out_low": judged.share_out_low,
         "share_out_high": judged.share_out_high, "diverges": judged.diverges,
     }  # fmt: skip

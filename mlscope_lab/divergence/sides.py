@@ -176,7 +176,7 @@ class OpenSide:
             "warnings": list(session.warnings),
         }
 
-    def feeds(self, samples: Any, count: int) -> dict[str, Array]:
+    def feeds(self, samples: Any, count: int, *, batch: int | None = None) -> dict[str, Array]:
         """Return the feeds of one predict.
 
         Parameters
@@ -186,6 +186,8 @@ class OpenSide:
             arrays, None for its example.
         count
             How many there are.
+        batch
+            Samples in the predict; default that of the side.
 
         Raises
         ------
@@ -196,7 +198,7 @@ class OpenSide:
         if self.subject.live is not None:
             feeds = as_feeds(self.subject.example if samples is None else samples)
             return _named(feeds, names, self.subject.name)
-        batch = max(self.side.batch_size or count, count)
+        batch = batch or max(self.side.batch_size or count, count)
         if isinstance(samples, Mapping):
             known = [r.spec.name for r in self.recipe.inputs] or names
             if set(samples) - set(known) and len(samples) == len(known):

@@ -84,6 +84,7 @@ class Work:
         self.tensors: dict[str, dict[str, Any]] = {}
         self.warnings: list[str] = []
         self.failure: dict[str, str] | None = None
+        self.calibrated_on: tuple[dict[str, Array], dict[str, Array]] | None = None
         given = (a.session.inputs, b.session.inputs)
         if given[0] and given[1] and len(given[0]) != len(given[1]):
             raise InputError(
@@ -120,38 +121,79 @@ class Work:
             If a side fails; `failure` says which, and what was found until then stays.
         """
         feeds = (self.a.feeds(samples, count), self.b.feeds(samples, count))
-        plain = []
-        for letter, side, given in zip("ab", (self.a, self.b), feeds, strict=True):
-            plain.append(self._guarded(letter, side, lambda s=side, g=given: s.session.predict(g)))  # type: ignore[misc]
-        first = self.captures is None
-        made = []
+        plain = [
+            self._guarded(letter, side, lambda s=side, g=given: s.session.predict(g))
+            for letter, side, given in zip("ab", (self.a, self.b), feeds, strict=True)
+        ]
+        first, batches = self.captures is None, (self._batch(self.a, count), self._batch(self.b, count))
+        alone = self._alone(samples, batches) if first else None
+        made: list[Capture] = []
         try:
-            for letter, side, stepper, given in zip("ab", (self.a, self.b), self.steppers, feeds, strict=True):
-                batch = self._batch(side, count)
-                made.append(
-                    self._guarded(
-                        letter, side,
-                        lambda st=stepper, g=given, n=batch: capture(st, g, batch=n, sketching=first),  # type: ignore[misc]
-                    )
-                )  # fmt: skip
+            if alone is not None:
+                self._begin(*alone, batches=(1, 1))
+            self._capture(feeds, batches, made, sketching=first and alone is None, ranging=first)
+            if first and alone is None:
+                self._begin(made[0], made[1], batches=batches)
+                self.calibrated_on = feeds
             if first:
-                self._begin(made[0], made[1], plain, count)
-            self._accumulate(made[0], made[1], count)
+                self._observe(made, plain)
+                self._lay_out(made)
+            self._accumulate(made[0], made[1], count, keep=first and self.options.keep_tensors)
             self._record(name, plain)
             for letter, side, one in zip("ab", (self.a, self.b), made, strict=True):
                 if one.failure:
                     self._fail(letter, side, one.failure)
             if first and self.failure is None:
-                self._calibrate(feeds)
+                self._calibrate()
                 if self.options.shadow:
                     self._shadow()
         finally:
-            kept = self.captures or ()
             for one in made:
-                if one not in kept:
+                if one not in (self.captures or ()):
                     one.spool.close()
         if self.failure is not None:
             raise SessionError(self.failure["message"])
+
+    def _capture(
+        self, feeds: Sequence[Mapping[str, Array]], batches: Sequence[int], made: list[Capture], *, sketching: bool,
+        ranging: bool,
+    ) -> None:  # fmt: skip
+        """Run both sides; what the first left is in `made` also where the second fails."""
+        for letter, side, stepper, given, batch in zip(
+            "ab", (self.a, self.b), self.steppers, feeds, batches, strict=True
+        ):
+            made.append(
+                self._guarded(
+                    letter, side,
+                    lambda st=stepper, g=given, n=batch: capture(
+                        st, g, batch=n, sketching=sketching, ranging=ranging
+                    ),
+                )
+            )  # fmt: skip
+
+    def _alone(self, samples: Any, batches: tuple[int, int]) -> tuple[Capture, Capture] | None:
+        """Run the first sample of a batch alone, where the models let us: calibration then costs that much less.
+
+        None where there is no batch, its length is what differs, or a model takes no other length.
+        """
+        if batches[0] != batches[1] or batches[0] == 1 or self.a.subject.live or self.b.subject.live:
+            return None
+        one = (
+            {name: given[:1] for name, given in samples.items()} if isinstance(samples, Mapping)
+            else samples[:1] if isinstance(samples, list) else samples
+        )  # fmt: skip
+        made: list[Capture] = []
+        try:
+            feeds = (self.a.feeds(one, 1, batch=1), self.b.feeds(one, 1, batch=1))
+            self._capture(feeds, (1, 1), made, sketching=True, ranging=False)
+        except (InputError, SessionError):
+            self.failure = None
+        if len(made) < 2 or any(capture.failure for capture in made):
+            for capture in made:
+                capture.spool.close()
+            return None
+        self.calibrated_on = feeds
+        return made[0], made[1]
 
     def _guarded(self, letter: str, side: OpenSide, call: Any) -> Any:
         try:
@@ -170,30 +212,34 @@ class Work:
     def _batch(self, side: OpenSide, count: int) -> int:
         return max(side.side.batch_size or count, count)
 
-    def _begin(self, a: Capture, b: Capture, plain: list[dict[str, Array]], count: int) -> None:
-        """Keep the first captures, align them, and see what stepping did to the outputs."""
+    def _begin(self, a: Capture, b: Capture, *, batches: tuple[int, int]) -> None:
+        """Keep the first captures and align them."""
         self.captures = (a, b)
         for one in (a, b):
             self._stack.callback(one.spool.close)
-        for letter, stepper, one, outputs in zip("ab", self.steppers, (a, b), plain, strict=True):
+        self.alignment = align(
+            a.graph, b.graph, a.sketches, b.sketches, batch_a=batches[0], batch_b=batches[1], fixes=self.options.fixes,
+            provenance=self.options.provenance, values=self.options.values,
+        )  # fmt: skip
+
+    def _observe(self, made: Sequence[Capture], plain: Sequence[Mapping[str, Array]]) -> None:
+        """See what stepping did to the outputs."""
+        for letter, stepper, one, outputs in zip("ab", self.steppers, made, plain, strict=True):
             stepped = {name: one.spool.read(value) for name, value in one.graph.outputs.items() if value in one.spool}
             common = [name for name in outputs if name in stepped]
             equal, largest = compare_outputs({n: outputs[n] for n in common}, {n: stepped[n] for n in common})
             self.observer.append({"side": letter, "equal": bool(equal == 1), "max_abs_difference": largest,
                                   "method": stepper.method, "notes": list(stepper.notes)})  # fmt: skip
             self.outputs |= {f"{letter}_{name}": array for name, array in outputs.items() if is_numeric(array)}
-        self.alignment = align(
-            a.graph, b.graph, a.sketches, b.sketches, batch_a=self._batch(self.a, count),
-            batch_b=self._batch(self.b, count), fixes=self.options.fixes, provenance=self.options.provenance,
-            values=self.options.values,
-        )  # fmt: skip
-        for pair in self.alignment.pairs:
+
+    def _lay_out(self, made: Sequence[Capture]) -> None:
+        """Make an accumulator for each pair, on the range of both its values."""
+        a, b = made
+        for pair in self.alignment.pairs if self.alignment is not None else ():
             ranges = np.array([a.ranges.get(pair.a, (np.nan, np.nan)), b.ranges.get(pair.b, (np.nan, np.nan))])
             low, high = np.fmin(*ranges[:, 0]), np.fmax(*ranges[:, 1])
-            shape = a.graph.values[pair.a].shape
-            self.measures.append(
-                PairAccumulator(low=float(low), high=float(high), channel_axis=self._channel_axis(pair, shape))
-            )
+            axis = self._channel_axis(pair, a.graph.values[pair.a].shape)
+            self.measures.append(PairAccumulator(low=float(low), high=float(high), channel_axis=axis))
 
     def _channel_axis(self, pair: Pair, shape: tuple[int, ...]) -> int | None:
         """Return a's channel axis: 1, or the last where the layouts say that a is channels-last; None for vectors."""
@@ -217,7 +263,7 @@ class Work:
             other = other[:count] if other.ndim and other.shape[0] == sizes[1] else other
         return one, in_layout_of(one.shape, other, pair.axes)
 
-    def _accumulate(self, a: Capture, b: Capture, count: int) -> None:
+    def _accumulate(self, a: Capture, b: Capture, count: int, *, keep: bool) -> None:
         if self.alignment is None or self.captures is None:
             return
         if a is not self.captures[0]:
@@ -232,7 +278,7 @@ class Work:
             if both is None:
                 continue
             accumulator.add(*both)
-            if self.options.keep_tensors and a is self.captures[0]:
+            if keep:
                 self.tensors[f"t{position:05d}"] = {
                     "a": both[0], "b": both[1], "name": a.graph.values[pair.a].name, "pair": position
                 }  # fmt: skip
@@ -254,26 +300,29 @@ class Work:
         self.rows.append(SampleRow(name=name, status="left out", message=reason))
         self.warnings.append(f"Sample {name} is left out: {reason}")
 
-    def _calibrate(self, feeds: tuple[dict[str, Array], dict[str, Array]]) -> None:
-        if self.captures is None:
+    def _calibrate(self) -> None:
+        if self.captures is None or self.calibrated_on is None:
             return
         for letter, index in (("a", 0), ("b", 1)):
             stepper, plain, found = self.steppers[index], self.captures[index], self.noise[index]
             if "rounding" in self.options.calibrate:
                 if stepper.can_replace:
-                    _merge(found, rounding_noise(stepper, feeds[index], plain, first_seed=self.options.seed))
+                    _merge(
+                        found, rounding_noise(stepper, self.calibrated_on[index], plain, first_seed=self.options.seed)
+                    )
                     self.noise_sources[f"rounding {letter}"] = "values moved by some units in the last place, 2 seeds"
                 else:
                     self.noise_sources[f"rounding {letter}"] = "unavailable: values cannot be replaced on this side"
 
-    def add_noise(self, index: int, source: str, other: OpenSide, feeds: Mapping[str, Array]) -> None:
+    def add_noise(self, index: int, source: str, other: OpenSide) -> None:
         """Take another session of a side's model as a source of noise: other threads, or double precision."""
         letter = "ab"[index]
-        if self.captures is None:
+        if self.captures is None or self.calibrated_on is None:
             return
         try:
             with open_stepper(other.session) as stepper:
-                _merge(self.noise[index], difference_noise(stepper, feeds, self.captures[index]))
+                found = difference_noise(stepper, self.calibrated_on[index], self.captures[index])
+            _merge(self.noise[index], found)
             self.noise_sources[f"{source} {letter}"] = "the same graph, run so"
         except MlscopeError as error:
             self.noise_sources[f"{source} {letter}"] = f"unavailable: {error}"
