@@ -36,8 +36,9 @@ def draft(image: Image.Image, side: int) -> Image.Image:
     opened = _jpeg(image)
     if opened is not None:
         short = min(opened.size)
-        width, height = (round(length * side / short) for length in opened.size)
-        opened.draft(None, (max(width, side), max(height, side)))
+        # rounded down: asking for a hair more than half would decode in full
+        width, height = (length * side // short for length in opened.size)
+        opened.draft(None, (width, height))
     return image
 
 

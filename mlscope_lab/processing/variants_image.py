@@ -103,19 +103,25 @@ def _resize(specs: Specs) -> Iterator[tuple[str, str, Edit]]:
         if method != specs[at]["interpolation"]:
             yield "resize method", method, _changing("resize", interpolation=method)
     if specs[at]["antialias"]:
-        for name, positions in (
-            ("none", "half_pixel"), ("none, pixels placed as TensorFlow 1 did", "asymmetric"),
-            ("none, corners aligned", "align_corners"),
-        ):  # fmt: skip
-            method = "bilinear" if specs[at]["interpolation"] == "area" else specs[at]["interpolation"]
-            yield (
-                "antialiasing", name,
-                _changing("resize", antialias=False, positions=positions, interpolation=method),
-            )  # fmt: skip
+        yield "antialiasing", "none", _not_antialiased("half_pixel")
+        yield "antialiasing", "none, pixels placed as TensorFlow 1 did", _not_antialiased("asymmetric")
+        yield "antialiasing", "none, corners aligned", _not_antialiased("align_corners")
     else:
         yield "antialiasing", "Pillow's", _changing("resize", antialias=True, positions="half_pixel")
     if specs[at]["positions"] != "half_pixel":
         yield "antialiasing", "none, half pixels", _changing("resize", positions="half_pixel")
+
+
+def _not_antialiased(positions: str) -> Edit:
+    def edit(specs: Specs) -> Specs | None:
+        at = _find(specs, "resize")
+        if at is None:
+            return None
+        # "area" has no form without antialiasing; bilinear is what one takes then
+        method = "bilinear" if specs[at]["interpolation"] == "area" else specs[at]["interpolation"]
+        return _with(specs, at, antialias=False, positions=positions, interpolation=method)
+
+    return edit
 
 
 def _final_size(specs: Specs) -> tuple[int, int] | None:
