@@ -20,7 +20,7 @@ __all__ = ["INJECTION_FACTOR", "Judgement", "injection_tolerance", "judge_inject
 
 Array = npt.NDArray[Any]
 
-INJECTION_FACTOR: Final = 16.0
+INJECTION_FACTOR: Final = 8.0
 """How many times the rounding noise of a group another framework's kernel may differ: it sums in another order, and
 some (Winograd, FFT) compute other intermediate values."""
 

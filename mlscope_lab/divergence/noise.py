@@ -2,8 +2,9 @@
 
 Three sources, each a run whose difference from the plain one is no fault of anybody:
 
-- *rounding*: every inexact result is moved by a few units in the last place, at random (Monte Carlo arithmetic). This
-  shows how rounding errors grow through this very graph on this very input, cancellations and all.
+- *rounding*: the inputs and every inexact result are moved by about a unit in the last place, at random (Monte Carlo
+  arithmetic). This shows how rounding errors arise and grow in this very graph on this very input, cancellations and
+  all; inputs are moved because a first convolution whose terms cancel errs by more than its result shows.
 - *threads*: the side opened with another number of threads, whose sums run in another order.
 - *float64*: the side opened in double precision, whose rounding is nothing in comparison.
 
@@ -29,9 +30,8 @@ __all__ = ["ROUNDOFF_STEPS", "Perturbation", "difference_noise", "rounding_noise
 
 Array = npt.NDArray[Any]
 
-ROUNDOFF_STEPS: Final = 4.0
-"""How many unit roundoffs a result is moved by at most: a dot product rounds once a term, and its terms are larger than
-what is left of them."""
+ROUNDOFF_STEPS: Final = 1.0
+"""How many unit roundoffs a value is moved by at most."""
 _EXACT: Final = LAYOUT | {"concatenation", "slicing", "embedding", "control"}
 _ROUNDOFF: Final = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 _BLOCK: Final = 1 << 16
@@ -49,7 +49,7 @@ def unit_roundoff(dtype: str) -> float:
 
 
 class Perturbation:
-    """Moves values at random by some unit roundoffs of themselves and of their tensor's root mean square.
+    """Moves values at random by a unit roundoff of themselves and of their tensor's root mean square.
 
     The second part stands for results that are small because large terms cancelled: their error is that of the terms.
 
@@ -89,8 +89,8 @@ class Perturbation:
 
 
 def _inexact(graph: Graph) -> set[int]:
-    """Return the positions of values whose operation rounds."""
-    return {
+    """Return the positions of values whose operation rounds, and of the inputs."""
+    return set(graph.inputs.values()) | {
         value for operation in graph.operations if not set(operation.kinds) <= _EXACT for value in operation.outputs
     }
 

@@ -310,7 +310,9 @@ class Work:
                     _merge(
                         found, rounding_noise(stepper, self.calibrated_on[index], plain, first_seed=self.options.seed)
                     )
-                    self.noise_sources[f"rounding {letter}"] = "values moved by some units in the last place, 2 seeds"
+                    self.noise_sources[f"rounding {letter}"] = (
+                        "inputs and results moved by a unit in the last place, 2 seeds"
+                    )
                 else:
                     self.noise_sources[f"rounding {letter}"] = "unavailable: values cannot be replaced on this side"
 

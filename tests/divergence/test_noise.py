@@ -55,7 +55,7 @@ def test_noise_is_near_the_true_rounding_error():
     with plain.spool, double.spool:
         for index, operation in enumerate(plain.graph.operations, start=1):
             true = np.abs(plain.spool.read(index) - double.spool.read(index)).max()
-            assert true <= noise[index] <= 1000 * max(true, 1e-9), operation.name
+            assert true / 4 <= noise[index] <= 100 * max(true, 1e-9), operation.name
 
 
 def test_exact_operations_add_no_noise_of_their_own():
@@ -64,7 +64,7 @@ def test_exact_operations_add_no_noise_of_their_own():
     with plain.spool:
         noise = rounding_noise(stepper, feeds(), plain)
         assert noise[6] == noise[5]  # a transpose of the residual
-        assert noise[0] == 0.0
+        assert 0.0 < noise[0] < 1e-6  # the input, which is moved itself
 
 
 def test_another_run_of_the_same_graph_is_a_source_of_noise():
