@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,7 +143,12 @@ class OnnxRuntimeSession(Session):
         self._converted = tempfile.TemporaryDirectory(prefix="precision-", dir=self._scratch())
         self._path, notes = to_precision(self._model, outline, self._options, Path(self._converted.name))
         self.warnings = (*self.warnings, *notes)
-        return outline if self._path == self._model.path else read_outline(self._path, self._model.name)
+        if self._path == self._model.path:
+            return outline
+        made = read_outline(self._path, self._model.name)
+        scopes = {node.name: node.scope for node in outline.nodes if node.name}
+        made.nodes = [replace(node, scope=node.scope or scopes.get(node.name, "")) for node in made.nodes]
+        return made
 
     def _start(self) -> None:
         """Make the InferenceSession, profiling if the level asks for it."""

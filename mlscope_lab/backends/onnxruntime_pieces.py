@@ -84,8 +84,6 @@ class Pieces:
         Initializers that a caller could have fed: no constants to a kernel.
     types
         TypeProto by name, of inputs and of what the file declares.
-    repaired
-        Whether `proto` is not what the file holds, for that was no valid model.
     """
 
     proto: Any
@@ -94,7 +92,6 @@ class Pieces:
     initializers: Mapping[str, Any]
     overridable: frozenset[str]
     types: Mapping[str, Any]
-    repaired: bool = False
 
     def elements(self, name: str) -> int:
         """Return the number of elements of an initializer."""
@@ -109,6 +106,18 @@ class Pieces:
         from onnx import numpy_helper
 
         return numpy_helper.to_array(self.initializers[name], base_dir=str(self.folder))
+
+    def renamed(self) -> Any:
+        """Return the file's ModelProto with nodes in the order of `pieces`, called by their labels."""
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.proto)
+        del model.graph.node[:]
+        for piece in self.pieces:
+            model.graph.node.append(piece.node)
+            model.graph.node[-1].name = piece.label
+        return model
 
     def model(self, pieces: Sequence[Piece], inputs: Mapping[str, Any], outputs: Iterable[str]) -> Any:
         """Return a ModelProto of some pieces.
@@ -172,7 +181,9 @@ def read_pieces(path: Path, name: str, order: Mapping[str, int] | None = None) -
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise UnsupportedModelError(f"Model '{name}': {path.name} cannot be read as an ONNX model: {error}") from error
-    repaired = sum(_drop_twins(body) for node in proto.graph.node for body in _bodies(node)) > 0
+    for node in proto.graph.node:
+        for body in _bodies(node):
+            _drop_twins(body)
     graph = proto.graph
     initializers: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
     initializers |= {tensor.values.name: tensor for tensor in graph.sparse_initializer}
@@ -214,21 +225,21 @@ def read_pieces(path: Path, name: str, order: Mapping[str, int] | None = None) -
         pieces = _sorted(pieces, order)
     labels: set[str] = set()
     named = tuple(replace(piece, label=_label(piece.node, labels)) for piece in _just_in_time(pieces))
-    return Pieces(proto, path.parent, named, initializers, overridable, types, repaired)
+    return Pieces(proto, path.parent, named, initializers, overridable, types)
 
 
-def _drop_twins(body: Any) -> bool:
+def _drop_twins(body: Any) -> None:
     """Drop Constant nodes that are initializers of the body as well.
 
     ONNX Runtime writes both where bodies are not optimised and constants go to a file of their own, and takes no such
     file itself.
     """
     own = {tensor.name for tensor in body.initializer}
-    twins = [node for node in body.node if node.op_type == "Constant" and node.output[0] in own]
-    for node in twins:
-        body.node.remove(node)
-    inner = sum(_drop_twins(deeper) for node in body.node for deeper in _bodies(node))
-    return bool(twins) or inner > 0
+    for node in list(body.node):
+        if node.op_type == "Constant" and node.output[0] in own:
+            body.node.remove(node)
+        for deeper in _bodies(node):
+            _drop_twins(deeper)
 
 
 def _plain_label(node: Any) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import ModelFiles, SessionOptions
-from mlscope_lab.backends.onnxruntime_graph import Outline, precision_of
+from mlscope_lab.backends.onnxruntime_graph import Outline, precision_of, read_outline
 from mlscope_lab.errors import InputError, UnsupportedModelError
 
 __all__ = ["PRECISIONS", "REASONS", "digest_parts", "to_precision"]
@@ -46,9 +46,10 @@ def to_precision(
     """Write a model in another precision.
 
     Names and types of inputs and outputs stay. float16 keeps operators in float32 that ONNX Runtime's converter lists
-    as unfit; constants beyond ±65504 are cut to that. int8-dynamic quantises weights, and activations when they are
-    there; int8-static both, ranges from the calibration's smallest and largest values, each channel of a weight apart
-    where the opset allows, as QuantizeLinear and DequantizeLinear around operators.
+    as unfit; constants beyond 65504 are cut to that. int8-dynamic quantises weights beforehand and activations when
+    they are there. int8-static quantises both beforehand, activations by the smallest and largest values that the
+    calibration shows, weights channel by channel where the opset has that; it writes QuantizeLinear and
+    DequantizeLinear around operators. Nothing is folded beforehand: a BatchNormalization stays one, in float32.
 
     Parameters
     ----------
@@ -71,6 +72,8 @@ def to_precision(
     InputError
         If int8-static has no calibration, or its feeds do not fit.
     """
+    import onnx
+
     precision = options.precision
     published = precision_of(outline, "float32")
     if published != "float32":
@@ -78,18 +81,20 @@ def to_precision(
             f"Model '{model.name}' is published in {published}; {precision} is made of float32 models only. "
             "Leave precision out to run it as published"
         )
-    if precision in {None, "float32"}:
+    if precision is None or precision == "float32":
         return model.path, ()
     target = folder / "model.onnx"
     large = sum(weight.elements for weight in outline.weights) * 4 > _SINGLE_FILE_BYTES
     try:
         with _quiet():
+            # from 2 GiB on a model does not fit into one message; the tools take its path then
+            source = str(model.path) if large else _tidied(onnx.load(model.path))
             if precision == "float16":
-                _half(model.path, target, large=large)
+                _half(source, target, large=large)
             elif precision == "int8-dynamic":
-                _dynamic(model.path, target, large=large)
+                _dynamic(source, target, large=large)
             else:
-                _static(model, target, options.calibration, large=large)
+                _static(source, target, model, options.calibration, large=large)
     except InputError:
         raise
     except Exception as error:  # the tools raise whatever their parts raise
@@ -97,7 +102,16 @@ def to_precision(
         raise UnsupportedModelError(
             f"ONNX Runtime's tool cannot make model '{model.name}' {precision}: {type(error).__name__}: {line}"
         ) from error
+    if precision.startswith("int8") and not _has_quantised(target):
+        raise UnsupportedModelError(
+            f"ONNX Runtime's quantiser found nothing in model '{model.name}' that it can make {precision}; it does not "
+            "look into bodies of If, Loop and Scan"
+        )
     return target, (_HALF_ON_CPU,) if precision == "float16" and options.device == "cpu" else ()
+
+
+def _has_quantised(path: Path) -> bool:
+    return any("Quant" in node.op or "Integer" in node.op for node in read_outline(path, path.name).nodes)
 
 
 def digest_parts(options: SessionOptions) -> list[str]:
@@ -118,33 +132,38 @@ def digest_parts(options: SessionOptions) -> list[str]:
     return parts
 
 
-def _half(source: Path, target: Path, *, large: bool) -> None:
+def _half(source: Any, target: Path, *, large: bool) -> None:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    # from 2 GiB on types cannot be inferred in memory; ONNX Runtime's tool takes the path then and does it on disk
-    made = convert_float_to_float16(str(source) if large else onnx.load(source), keep_io_types=True)
+    made = convert_float_to_float16(source, keep_io_types=True)
     onnx.save(made, target, save_as_external_data=large, location=f"{target.name}.data")
 
 
-def _dynamic(source: Path, target: Path, *, large: bool) -> None:
-    import onnx
+def _tidied(model: Any) -> Any:
+    """Drop what old and new exporters declare of constants, over which the tools trip; return the model.
+
+    Models of IR 3 list constants as inputs, which would stay inputs when the tools have replaced them. Shapes of
+    weights are no longer true when the tools have transposed them.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for values in (model.graph.input, model.graph.value_info):
+        kept = [value for value in values if value.name not in constants]
+        del values[:]
+        values.extend(kept)
+    model.ir_version = max(model.ir_version, 4)
+    return model
+
+
+def _dynamic(source: Any, target: Path, *, large: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model: Any = source
-    if not large:
-        # the tool transposes weights of products, and trips over what exporters declare of their shapes
-        model = onnx.load(source)
-        constants = {tensor.name for tensor in model.graph.initializer}
-        kept = [value for value in model.graph.value_info if value.name not in constants]
-        del model.graph.value_info[:]
-        model.graph.value_info.extend(kept)
     # ONNX Runtime's ConvInteger takes no signed weights
-    quantize_dynamic(model, target, weight_type=QuantType.QUInt8, use_external_data_format=large)
+    quantize_dynamic(source, target, weight_type=QuantType.QUInt8, use_external_data_format=large)
 
 
 def _static(
-    model: ModelFiles, target: Path, calibration: Sequence[Mapping[str, npt.NDArray[Any]]], *, large: bool
+    source: Any, target: Path, model: ModelFiles, calibration: Sequence[Mapping[str, npt.NDArray[Any]]], *, large: bool
 ) -> None:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
@@ -174,7 +193,7 @@ def _static(
 
     opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
     quantize_static(
-        model.path,
+        source,
         target,
         Reader(),
         quant_format=QuantFormat.QDQ,

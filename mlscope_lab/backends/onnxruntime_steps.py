@@ -50,8 +50,6 @@ class OnnxRuntimeStepper(Stepper):
         try:
             self._file = write_graph(source, Path(self._folder.name) / "graph.onnx")
             self._pieces = read_pieces(self._file, source.name, places_of(source.outline))
-            if self._pieces.repaired:
-                self._file.write_bytes(self._pieces.proto.SerializeToString())
             self._blocks = find_blocks(self._pieces, self._weights)
         except BaseException:
             self._folder.cleanup()
@@ -68,6 +66,7 @@ class OnnxRuntimeStepper(Stepper):
         self._constants: dict[str, Array] = {}
         self._sizes: dict[str, int] = {}
         self._ran: _Run | None = None
+        self._named = False
         self._notes: dict[str, None] = {}
 
     @property
@@ -78,9 +77,12 @@ class OnnxRuntimeStepper(Stepper):
     def graph_file(self) -> Path:
         """Return the optimised graph as an ONNX file, large constants in a file beside it; there until `close`.
 
-        Nodes and tensors are called as in the graph that `run` returns.
+        Nodes are called as the operations of the graph that `run` returns, tensors as its values.
         """
         self._check()
+        if not self._named:
+            self._file.write_bytes(self._pieces.renamed().SerializeToString())
+            self._named = True
         return self._file
 
     # -- a run ------------------------------------------------------------------------------------------------------

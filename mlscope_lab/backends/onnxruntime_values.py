@@ -55,7 +55,7 @@ def from_array(array: Array, dtype: str) -> Any:
     if dtype == "str":
         return np.array(array, dtype=object)
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(array, np.float32).view(np.uint32).astype(np.uint64)
+        bits = np.asarray(array, np.float32, order="C").view(np.uint32).astype(np.uint64)
         rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
         # rounding would carry a NaN's fraction into its sign
         rounded = np.where(np.isnan(array), (bits >> np.uint64(16)) | np.uint64(0x40), rounded)
