@@ -13,16 +13,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.backends.base import Backend, Capabilities, ModelFiles, Session, SessionOptions, TensorSpec
-from mlscope_lab.backends.pytorch_arguments import by_keyword, input_names, is_compiled, is_exported
+from mlscope_lab.backends.base import (
+    PRECISIONS,
+    Backend,
+    Capabilities,
+    ModelFiles,
+    Session,
+    SessionOptions,
+    TensorSpec,
+)
+from mlscope_lab.backends.pytorch_arguments import argument_order, by_keyword, input_names, is_compiled, is_exported
 from mlscope_lab.backends.pytorch_kineto import profiler_reason, watch_contexts
 from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_load import FORMATS, digest_of_module, load_module
+from mlscope_lab.backends.pytorch_precision import Casts, Converted, to_precision
 from mlscope_lab.backends.pytorch_profile import ProfileTracer
 from mlscope_lab.backends.pytorch_steps import Program, PyTorchStepper
 from mlscope_lab.backends.pytorch_values import aligned, dtype_name, flatten, to_array, to_tensor
 from mlscope_lab.backends.stepping import Stepper
-from mlscope_lab.errors import BackendNotAvailableError, SessionError, UnsupportedModelError
+from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
 from mlscope_lab.trace.records import LayerTrace
 
 __all__ = ["PyTorchBackend", "PyTorchSession", "input_names"]
@@ -43,6 +52,7 @@ class PyTorchBackend(Backend):
     extra = "pytorch"
     formats = FORMATS
     levels = ("model", "layer", "operator", "kernel", "hardware")
+    precisions = PRECISIONS
 
     def level_reason(self, level: str, device: str) -> str | None:
         """Return why sessions on a device cannot be traced at a level; counters of kernels need a CUDA device."""
@@ -100,8 +110,9 @@ class PyTorchBackend(Backend):
             names = input_names(module) or ("input",)
             inputs = tuple(TensorSpec(name=name, dtype="any") for name in names)
         return PyTorchSession(
-            module.to(device), inputs=inputs, outputs=model.outputs, options=options, mode=mode, digest=model.digest
-        )
+            module.to(device), inputs=inputs, outputs=model.outputs, options=options, mode=mode, digest=model.digest,
+            converted=_converted(module, inputs, options, name=model.name, owned=True),
+        )  # fmt: skip
 
     def _wrap(self, obj: object, example: Mapping[str, npt.NDArray[Any]], options: SessionOptions) -> Session:
         import torch
@@ -128,8 +139,9 @@ class PyTorchBackend(Backend):
             for name, array in example.items()
         )
         return PyTorchSession(
-            module, inputs=inputs, outputs=(), options=options, mode=mode, digest=digest_of_module(module)
-        )
+            module, inputs=inputs, outputs=(), options=options, mode=mode, digest=digest_of_module(module),
+            converted=_converted(module, inputs, options, name=type(module).__name__, owned=False),
+        )  # fmt: skip
 
     def save(self, obj: object, example: Mapping[str, npt.NDArray[Any]], folder: Path) -> tuple[Path, str]:
         """Export a module with ``torch.export``; a TorchScript module is saved as it is."""
@@ -172,6 +184,25 @@ def _device(name: str) -> str:
     return f"cuda:{index}"
 
 
+def _converted(
+    module: Any, inputs: Sequence[TensorSpec], options: SessionOptions, *, name: str, owned: bool
+) -> Converted | None:
+    if options.precision is None:
+        return None
+    order = argument_order(module, [spec.name for spec in inputs])
+
+    def arguments(feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        missing = [name for name in order if name not in feeds]
+        if missing:
+            raise InputError(f"A sample of SessionOptions.calibration lacks the input '{missing[0]}'")
+        return [np.asarray(feeds[name]) for name in order]
+
+    return to_precision(
+        module, options.precision, name=name, device=_device(options.device), owned=owned, arguments=arguments,
+        calibration=options.calibration,
+    )  # fmt: skip
+
+
 def _precision(module: Any) -> str:
     counts: dict[str, int] = {}
     for tensor in module.parameters():
@@ -196,22 +227,26 @@ class PyTorchSession(Session):
         options: SessionOptions,
         mode: str,
         digest: str,
+        converted: Converted | None = None,
     ) -> None:
         super().__init__()
         import torch
 
         self._torch = torch
-        self._module = module
+        self._keywords = _keywords(module, inputs)
+        self._module = module = converted.module if converted else module
+        self._casts = converted.casts if converted else None
         self._options = options
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(converted.notes) if converted else []
         self.inputs = inputs
         self.outputs = outputs
         self.execution_mode = mode
         self.device = _device(options.device)
-        self.precision = _precision(module)
-        self.executable_digest = _digest(digest, mode, torch.__version__)
+        integer = (options.precision or "").startswith("int8")
+        self.precision = "int8" if integer else _precision(module)
+        form = mode if options.precision is None else f"{mode} {options.precision}"
+        self.executable_digest = _digest(digest, form, torch.__version__)
         self._names = tuple(spec.name for spec in inputs)
-        self._keywords = self._names if by_keyword(module, self._names) else None
         self._cuda = self.device != "cpu"
         self._declared = bool(outputs)
         self._form: list[tuple[Any, Any]] = []
@@ -264,7 +299,7 @@ class PyTorchSession(Session):
     def _run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         tensors = self._tensors(feeds, copies=self._copies)
         with self._torch.inference_mode():
-            result = self._call([tensor.to(self.device) for tensor in tensors] if self._cuda else tensors)
+            result = self._call(self._placed(tensors))
             if self._cuda:
                 self._torch.cuda.synchronize(self.device)
             outputs = self._outputs(result, tensors)
@@ -282,10 +317,33 @@ class PyTorchSession(Session):
             self._form = form
         return [self._tensor(array, copies=copies) for array in arrays]
 
+    def _placed(self, tensors: list[Any]) -> list[Any]:
+        """Return the module's arguments: on its device, in the type in which it computes."""
+        if self._cuda:
+            tensors = [tensor.to(self.device) for tensor in tensors]
+        return tensors if self._casts is None else [self._casts.inward(tensor) for tensor in tensors]
+
     def _call(self, arguments: list[Any]) -> Any:
+        if self._casts is not None:
+            return self._call_cast(arguments, self._casts)
         if self._keywords is None:
             return self._module(*arguments)
         return self._module(**dict(zip(self._keywords, arguments, strict=True)))
+
+    def _call_cast(self, arguments: list[Any], casts: Casts) -> dict[str, Any]:
+        """Run a module of another precision; its outputs have their names already, so that they can be cast."""
+        try:
+            if self._keywords is None:
+                result = self._module(*arguments)
+            else:
+                result = self._module(**dict(zip(self._keywords, arguments, strict=True)))
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise SessionError(
+                f"The module does not run in {self._options.precision}: {reason}. Tensors that it makes itself keep "
+                "the type that its code gives them, and PyTorch lacks some operators in some types"
+            ) from error
+        return {name: casts.outward(leaf) for name, leaf in self._leaves(result).items()}
 
     def _tensor(self, array: npt.NDArray[Any], *, copies: bool) -> Any:
         if copies:
@@ -373,6 +431,7 @@ class PyTorchSession(Session):
                 device=self.device,
                 inputs=self._names,
                 tensors=self._fresh_tensors,
+                placed=self._placed,
                 call=self._call,
                 named=self._leaves,
             )
@@ -382,7 +441,7 @@ class PyTorchSession(Session):
         if self._closed or self._tracing:
             raise SessionError("The session is closed" if self._closed else "The session is tracing; end that first")
         self.check(feeds)
-        return [tensor.to(self.device) for tensor in self._tensors(feeds, copies=True)]
+        return self._tensors(feeds, copies=True)
 
     def _note(self, text: str) -> None:
         if text not in self.warnings:
@@ -460,6 +519,11 @@ class PyTorchSession(Session):
             self._torch.set_num_threads(self._threads_before)
         self._module = None
         self._feeds = None
+
+
+def _keywords(module: Any, inputs: Sequence[TensorSpec]) -> tuple[str, ...] | None:
+    names = tuple(spec.name for spec in inputs)
+    return names if by_keyword(module, names) else None
 
 
 def _digest(digest: str, mode: str, version: str) -> str:

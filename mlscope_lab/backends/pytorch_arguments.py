@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["by_keyword", "input_names", "is_compiled", "is_exported"]
+__all__ = ["argument_order", "by_keyword", "input_names", "is_compiled", "is_exported"]
 
 
 def is_exported(module: Any) -> bool:
@@ -50,3 +50,11 @@ def by_keyword(module: Any, names: Sequence[str]) -> bool:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         known = {p.name for p in _signature(module) if p.kind in kinds}
     return bool(names) and set(names) <= known
+
+
+def argument_order(module: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names in the order in which ``forward`` has its arguments, where it has all of them; else as they are."""
+    if not by_keyword(module, names):
+        return tuple(names)
+    own = [p.name for p in _signature(module)]
+    return tuple(sorted(names, key=lambda name: own.index(name) if name in own else len(own)))

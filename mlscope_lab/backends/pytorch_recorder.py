@@ -10,6 +10,7 @@ memory through another tensor afterwards reads what was written, so that tensor 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -136,12 +137,23 @@ class Recording:
 
     # -- the ends of the run ------------------------------------------------------------------------------------
 
-    def feed(self, named: Mapping[str, Any]) -> None:
-        """Take the inputs of the graph; replaced ones are written to."""
-        for name, tensor in named.items():
-            index = self.inputs[name] = self._value(name, tensor)
-            self._mark(tensor, index, _Memory())
-            self._show(index, tensor, own=True)
+    def feed(self, name: str, tensor: Any, argument: Any) -> None:
+        """Take an input of the graph.
+
+        Parameters
+        ----------
+        name
+            The session's name of it.
+        tensor
+            What was fed, which is shown.
+        argument
+            The same as the module takes it, on its device and in its type; a replacement is written there.
+        """
+        index = self.inputs[name] = self._value(name, argument)
+        self.values[index] = dataclasses.replace(self.values[index], dtype=Form.of(tensor).shown_dtype)
+        self._mark(argument, index, _Memory())
+        if (other := self._seen(index, tensor)) is not None:
+            argument.copy_(self.tape.forms[index].tensor(other, self._device))
 
     def value_of(self, leaf: Any) -> int:
         """Return the position of an output, which is shown now where no operation wrote it."""
@@ -440,21 +452,24 @@ class Recording:
 
     def _show(self, index: int, tensor: Any, *, own: bool) -> Any:
         """Show a value. What `receive` returns goes into its memory, or is returned where others share that."""
-        array = shown(tensor)
-        array.flags.writeable = False  # it may be the memory that the module goes on with
-        other = self._receive(index, array)
+        other = self._seen(index, tensor)
         if other is None:
             return None
         form = self.tape.forms[index]
         if own and 0 not in form.stride:
             tensor.copy_(form.tensor(other, self._device))
             return None
-        if other is array or np.array_equal(other, array, equal_nan=array.dtype.kind in "fc"):
+        if np.array_equal(other, shown(tensor), equal_nan=other.dtype.kind in "fc"):
             return None
         with self._as_normal():  # as PyTorch asks of a view of a tensor that was made outside inference mode
             instead = form.tensor(other, self._device)
         self._mark(instead, index, _Memory(detached=True))
         return instead
+
+    def _seen(self, index: int, tensor: Any) -> Array | None:
+        array = shown(tensor)
+        array.flags.writeable = False  # it may be the memory that the module goes on with
+        return self._receive(index, array)
 
     def _held(self, tensor: Any) -> _Held | None:
         held: _Held | None = tensor.__dict__.get(_MARK)

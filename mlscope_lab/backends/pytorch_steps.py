@@ -36,8 +36,10 @@ class Program:
         Names of the inputs, in order.
     tensors
         Checks feeds and makes tensors of them that nobody else owns.
+    placed
+        Moves these to the device and casts them to what the module computes in.
     call
-        Runs the module on such tensors.
+        Runs the module on the result.
     named
         Returns the tensors and numbers in what the module returned, by the names of the outputs.
     """
@@ -47,6 +49,7 @@ class Program:
     device: str
     inputs: tuple[str, ...]
     tensors: Callable[[Mapping[str, Array]], list[Any]]
+    placed: Callable[[list[Any]], list[Any]]
     call: Callable[[list[Any]], Any]
     named: Callable[[Any], dict[str, Any]]
 
@@ -108,9 +111,11 @@ class PyTorchStepper(Stepper):
 
         program = self._program
         with torch.inference_mode():
-            recording.feed(dict(zip(program.inputs, tensors, strict=True)))
+            arguments = program.placed(tensors)
+            for name, tensor, argument in zip(program.inputs, tensors, arguments, strict=True):
+                recording.feed(name, tensor, argument)
             with dispatching(recording.dispatch):
-                result = program.call(tensors)
+                result = program.call(arguments)
             if recording.failure is not None:  # the module caught it
                 raise recording.failure
             return {name: recording.value_of(leaf) for name, leaf in program.named(result).items()}
