@@ -176,7 +176,8 @@ class _Asked:
         self.opened = opened
         self.answering = Answering(opened.recipe)
         self.step = opened.side.batch_size or batch_size
-        self._axes = {spec.name: batch_axis(spec) for spec in opened.session.outputs}
+        # of what a framework says nothing about, the first axis is taken for the batch
+        self._axes = {spec.name: 0 if spec.shape is None else batch_axis(spec) for spec in opened.session.outputs}
         self._axes |= {r.spec.name: r.batch_axis for r in opened.recipe.outputs}
 
     def feeds(self, values: Sequence[Any]) -> dict[str, Array]:
