@@ -7,6 +7,7 @@ from typing import Final
 
 from mlscope_lab.alignment.axes import Axes
 from mlscope_lab.alignment.confidence import confidences
+from mlscope_lab.alignment.doubts import without_doubtful
 from mlscope_lab.alignment.ends import paired_ends
 from mlscope_lab.alignment.groups import groups_of, is_layout
 from mlscope_lab.alignment.matching import match
@@ -88,6 +89,7 @@ def align(
             forced[i] = j
     alone = [{side.of[v] for v in out if v in side.of} for side, out in zip(sides, excluded, strict=True)]
     matched = match(*sides, scores, forced, (alone[0], alone[1]))
+    matched = without_doubtful(*sides, scores, matched, forced)
     sure = confidences(*sides, scores, matched)
     decided = {sides[0].of.get(one) for one in pairs}, {sides[1].of.get(other) for other in pairs.values()}
     for i, j in matched.items():

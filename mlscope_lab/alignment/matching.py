@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from mlscope_lab.alignment.network import Network
+from mlscope_lab.alignment.network import Network, nearest_matched
 from mlscope_lab.alignment.order import canonical_order
 from mlscope_lab.alignment.scores import Scores
 
@@ -75,7 +75,7 @@ def match(
 
 def _gaps(network: Network, order: Sequence[int]) -> Floats:
     """Return what leaving each tensor without a partner costs."""
-    return np.array([0.3 if network.heavy[i] else 0.15 for i in order], np.float32)
+    return np.array([(0.2 if network.heavy[i] else 0.1) * network.last[i] for i in order], np.float32)
 
 
 def _along(score: Floats, gaps_a: Floats, gaps_b: Floats) -> list[tuple[int, int]]:
@@ -108,25 +108,14 @@ def _along(score: Floats, gaps_a: Floats, gaps_b: Floats) -> list[tuple[int, int
     return found[::-1]
 
 
-def _nearest(links: Sequence[Sequence[int]], order: Sequence[int], matched: set[int]) -> list[frozenset[int]]:
-    """Return for each tensor the nearest matched ones along links, itself left out; `order` follows the links."""
-    made: list[frozenset[int]] = [frozenset()] * len(links)
-    for i in order:
-        near: set[int] = set()
-        for r in links[i]:
-            near |= {r} if r in matched else made[r]
-        made[i] = frozenset(near)
-    return made
-
-
 def _support(a: Network, b: Network, found: Mapping[int, int], shape: tuple[int, ...]) -> Floats:
     """Return a bonus for pairs whose nearest matched neighbours are partners of each other."""
     bonus = np.zeros(shape, np.float32)
     other = set(found.values())
     for links_a, links_b, reverse in ((a.reads, b.reads, False), (a.readers, b.readers, True)):
-        forward_a, forward_b = list(range(len(a))), list(range(len(b)))
-        near_a = _nearest(links_a, forward_a[::-1] if reverse else forward_a, set(found))
-        near_b = _nearest(links_b, forward_b[::-1] if reverse else forward_b, other)
+        way_a, way_b = range(len(a)), range(len(b))
+        near_a = nearest_matched(links_a, way_a[::-1] if reverse else way_a, set(found))
+        near_b = nearest_matched(links_b, way_b[::-1] if reverse else way_b, other)
         who: dict[int, list[int]] = {}
         for j, near in enumerate(near_b):
             for n in near:

@@ -6,7 +6,7 @@ makes says nothing of the model. Shape arithmetic is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,7 +17,7 @@ from mlscope_lab.alignment.sketch import ValueSketch
 from mlscope_lab.trace.graph import Graph, Operation
 from mlscope_lab.trace.kinds import COMPUTE, LAYOUT
 
-__all__ = ["Network", "Tensor", "sample_shape"]
+__all__ = ["Network", "Tensor", "nearest_matched", "sample_shape"]
 
 _COPIES: Final = frozenset({"layout", "reshaping", "identity", "cast", "quantization", "padding", "slicing"})
 """Kinds that leave a tensor's elements as they are, if their number stays the same."""
@@ -25,6 +25,8 @@ _STARTS: Final = frozenset({
     "pooling", "concatenation", "reduction", "slicing", "resizing", "padding", "embedding", "control", "shape",
 })  # fmt: skip
 """Kinds that are not fused into a convolution or product before them."""
+_SCALED: Final = COMPUTE | {"pooling", "reduction", "affine"}
+"""Kinds after which scaling and shifting by constants is part of them in one framework and not in another."""
 _TAIL: Final = 4
 _SAME: Final = 1e-3
 
@@ -32,6 +34,29 @@ _SAME: Final = 1e-3
 def sample_shape(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     """Return the shape of one sample, the batch axis kept with length 1."""
     return (1, *shape[1:]) if batch > 1 and shape and shape[0] == batch else shape
+
+
+def nearest_matched(
+    links: Sequence[Sequence[int]], order: Iterable[int], matched: Container[int]
+) -> list[frozenset[int]]:
+    """Return for each tensor the nearest matched ones along links, itself left out.
+
+    Parameters
+    ----------
+    links
+        For each tensor its neighbours, before or after it.
+    order
+        All tensors, each after its neighbours.
+    matched
+        Where to stop.
+    """
+    made: list[frozenset[int]] = [frozenset()] * len(links)
+    for i in order:
+        near: set[int] = set()
+        for r in links[i]:
+            near |= {r} if r in matched else made[r]
+        made[i] = frozenset(near)
+    return made
 
 
 def _class(dtype: str) -> str:
@@ -108,13 +133,16 @@ class Network:
             roots.append((value, -1))
             members.append([value])
         named = set(graph.outputs.values())
+        read = {value for operation in graph.operations for value in operation.inputs}
         for position, operation in enumerate(graph.operations):
             source = self._copied(operation, auxiliary)
             for place, value in enumerate(operation.outputs):
                 if place == 0 and source is not None:
                     self.of[value] = self.of[source]
                     members[self.of[source]].append(value)
-                elif value not in named and self._is_auxiliary(operation, value, auxiliary):
+                elif value not in named and (
+                    self._is_auxiliary(operation, auxiliary) or (place > 0 and value not in read)
+                ):
                     auxiliary.add(value)
                 else:
                     self.of[value] = len(roots)
@@ -179,8 +207,9 @@ class Network:
             return None
         return source
 
-    def _is_auxiliary(self, operation: Operation, value: int, auxiliary: set[int]) -> bool:
-        """Tell whether a value is shape arithmetic, a constant, or what quantisation measured."""
+    @staticmethod
+    def _is_auxiliary(operation: Operation, auxiliary: set[int]) -> bool:
+        """Tell whether an operation's values are shape arithmetic, constants, or what quantisation measured."""
         if "shape" in operation.kinds or "quantization" in operation.kinds:
             return True
         return all(v in auxiliary for v in operation.inputs) and not operation.parameter_count
@@ -215,10 +244,23 @@ class Network:
         for i in reversed(range(count)):
             for r in self.readers[i]:
                 self.height[i] = max(self.height[i], self.height[r] + self.heavy[r])
-        self.last = [
-            not any(self.main[r] == i and self.tails[r] == self.tails[i] and not self.heavy[r] for r in self.readers[i])
-            for i in range(count)
-        ]
+        self.last = [not any(self._goes_on(i, r) for r in self.readers[i]) for i in range(count)]
+
+    def _goes_on(self, tensor: int, reader: int) -> bool:
+        """Tell whether a reader only scales or shifts a tensor by constants."""
+        one, other = self.tensors[tensor], self.tensors[reader]
+        return (
+            self.main[reader] == tensor
+            and self.tails[reader] == self.tails[tensor]
+            and not self.heavy[reader]
+            and (one.elements, one.kind) == (other.elements, other.kind)
+            and other.root == self.graph.operations[other.writer].outputs[0]
+        )
+
+    @staticmethod
+    def _kinds(kinds: tuple[str, ...], data: int) -> tuple[str, ...]:
+        """Return what an operation does; ONNX's Sum, Max and Min of several tensors reduce nothing."""
+        return ("addition",) if kinds == ("reduction",) and data > 1 else kinds
 
     def _tail(self, i: int) -> tuple[str, ...]:
         writer = self.tensors[i].writer
@@ -227,7 +269,7 @@ class Network:
         operation, reads = self.graph.operations[writer], self.reads[i]
         tail = self.tails[self.main[i]] if self.main[i] >= 0 else ()
         data = len(reads)
-        for kind in operation.kinds:
+        for kind in self._kinds(operation.kinds, data):
             if kind in COMPUTE or kind in _STARTS:
                 tail = (kind,)
                 if kind in COMPUTE and not (kind == "product" and not operation.parameter_count):
@@ -237,11 +279,19 @@ class Network:
             elif kind in LAYOUT or kind == "quantization":
                 continue
             elif kind == "normalization" or (kind in {"addition", "multiplication"} and data < 2):
-                if not tail or not (tail[-1] in COMPUTE or tail[-1] == "affine"):
+                if not tail or tail[-1] not in _SCALED:
                     tail = (*tail, "affine")
             else:
                 tail = (*tail, kind)
         return tail[-_TAIL:]
+
+    def run(self, tensor: int) -> list[int]:
+        """Return what scaling and shifting by constants makes of a tensor, step by step, up to the last."""
+        made: list[int] = []
+        while not self.last[tensor]:
+            tensor = next(r for r in self.readers[tensor] if self._goes_on(tensor, r))
+            made.append(tensor)
+        return made
 
     @cached_property
     def outputs(self) -> Sequence[int]:

@@ -17,10 +17,13 @@ from mlscope_lab.trace.kinds import COMPUTE
 __all__ = ["Scores", "value_score"]
 
 Floats = npt.NDArray[np.float32]
+_Positions = npt.NDArray[np.int64]
 
 _VALUES: Final = 8.0
 _NAMES: Final = 4.0
 _FLOOR: Final = 1e-6
+_THRESHOLD: Final = 1.2
+"""What a pair must earn before it is better than none."""
 _WORDS = re.compile(r"[^0-9a-z]+")
 
 
@@ -62,10 +65,9 @@ class Scores:
             grid = np.ix_(rows, columns)
             score = tails[np.ix_(columns_a.tail[rows], columns_b.tail[columns])]
             score = score + shapes[np.ix_(columns_a.dim[rows], columns_b.dim[columns])]
-            score -= _difference(columns_a.depth[rows], columns_b.depth[columns], 0.75)
-            score -= _difference(columns_a.height[rows], columns_b.height[columns], 0.75)
-            score -= _difference(columns_a.ancestors[rows], columns_b.ancestors[columns], 0.5)
-            score += 0.6 * np.equal.outer(columns_a.last[rows], columns_b.last[columns])
+            score += np.where(np.equal.outer(columns_a.last[rows], columns_b.last[columns]), 0.3, -0.5)
+            score -= _elsewhere(columns_a, columns_b, rows, columns)
+            score -= _THRESHOLD
             if values:
                 found = distances([a.tensors[i].sketch for i in rows], [b.tensors[j].sketch for j in columns])
                 evidence = value_score(found)
@@ -93,7 +95,7 @@ class _Columns:
         self.constant = np.array([t.sketch is not None and t.sketch.constant for t in network.tensors], np.bool_)
 
 
-def _codes(items: Sequence[Any]) -> tuple[npt.NDArray[np.int64], list[Any]]:
+def _codes(items: Sequence[Any]) -> tuple[_Positions, list[Any]]:
     known: dict[Any, int] = {}
     codes = [known.setdefault(item, len(known)) for item in items]
     return np.array(codes, np.int64), list(known)
@@ -107,7 +109,7 @@ def _table(rows: Sequence[Any], columns: Sequence[Any], score: Any) -> Floats:
     return made
 
 
-def _blocks(a: Network, b: Network) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def _blocks(a: Network, b: Network) -> list[tuple[_Positions, _Positions]]:
     """Return positions of tensors with equally many elements of one class of type."""
     sides: list[dict[tuple[int, str], list[int]]] = []
     for network in (a, b):
@@ -118,10 +120,18 @@ def _blocks(a: Network, b: Network) -> list[tuple[npt.NDArray[np.int64], npt.NDA
     return [(np.array(rows), np.array(sides[1][key])) for key, rows in sides[0].items() if key in sides[1]]
 
 
-def _difference(one: Floats, other: Floats, weight: float) -> Floats:
-    """Return a penalty for different depths: steep for the first few layers, and never more than three weights."""
-    apart = np.abs(np.subtract.outer(one, other))
-    return np.asarray(weight * np.minimum(apart, 3.0), np.float32)
+def _elsewhere(a: _Columns, b: _Columns, rows: _Positions, columns: _Positions) -> Floats:
+    """Return a penalty for another place in the network.
+
+    It is counted from the inputs or from the outputs, whichever agrees better: where one side computes something in
+    more steps, the other count is still the same.
+    """
+    depth = np.abs(np.subtract.outer(a.depth[rows], b.depth[columns]))
+    height = np.abs(np.subtract.outer(a.height[rows], b.height[columns]))
+    ancestors = np.abs(np.subtract.outer(a.ancestors[rows], b.ancestors[columns]))
+    apart = np.minimum(np.minimum(depth, height), 3.0)
+    steps = np.where(apart > 0, 1.5 + 0.5 * apart, 0.0)
+    return np.asarray(steps + 0.3 * np.minimum(ancestors, 2.0), np.float32)
 
 
 def _tail_score(one: tuple[str, ...], other: tuple[str, ...]) -> float:
