@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -151,6 +152,10 @@ class Stepper(ABC):
             raise
         except Exception as error:
             raise SessionError(f"{type(self).__name__}: {type(error).__name__}: {error}") from error
+
+    def graph_file(self) -> Path | None:
+        """Return the ONNX file whose nodes are the operations; None where they are no ONNX nodes."""
+        return None
 
     def close(self) -> None:
         """Release what the stepper holds; the session stays open."""

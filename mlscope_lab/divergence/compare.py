@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlscope_lab.alignment.records import Alignment, Fix
@@ -46,6 +47,7 @@ def compare(
     calibrate: Sequence[str] = ("rounding",),
     calibration: Sequence[Any] | None = None,
     keep_tensors: bool = False,
+    repro: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     save: bool = True,
@@ -81,6 +83,9 @@ def compare(
         Samples from which ``precision="int8-static"`` learns its ranges; default the input.
     keep_tensors
         Store the compared values of the first sample, too: they are large.
+    repro
+        Folder to write the smallest ONNX model into that shows the difference (of the culprit's group, else of the
+        first divergent one), with its inputs; where nothing diverges nothing is written, and a warning says so.
     limit
         Most samples to take of `input`.
     seed
@@ -146,6 +151,8 @@ def compare(
         if work.captures is not None and work.failure is None:
             _other_noise(work, options.calibrate, resolved, line)
         tree = _tree(work, tolerance)
+        if repro is not None and work.failure is None:
+            tree.attrs.update(_repro(work, tree, Path(repro)))
         line.advance()
     found = Comparison(tree)
     if save:
@@ -231,6 +238,17 @@ def _other_noise(work: Work, wanted: Sequence[str], settings: Settings, line: Re
                     work.add_noise(index, source, opened)
             except MlscopeError as error:
                 work.noise_sources[f"{source} {'ab'[index]}"] = f"unavailable: {error}"
+
+
+def _repro(work: Work, tree: xr.DataTree, folder: Path) -> dict[str, Any]:
+    """Write the repro and return what the attributes say of it."""
+    from mlscope_lab.divergence.repro import write_repro
+
+    culprit = int(tree.attrs["culprit"])
+    position = culprit if culprit >= 0 else int(tree.attrs["first_divergent"])
+    if position < 0:
+        return {"warnings": [*tree.attrs["warnings"], "Nothing diverges, so no repro was written"]}
+    return {"repro": {"pair": position, **write_repro(work, position, folder)}}
 
 
 def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
