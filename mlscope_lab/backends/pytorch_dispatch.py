@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mlscope_lab.backends.pytorch_tape import flat_tensors
 from mlscope_lab.trace.kinds import kind_of
 
 __all__ = ["LIFTS", "Guard", "Operator", "dispatching", "kinds_of"]
@@ -25,6 +26,7 @@ _EMPTY: Final = frozenset(
     f"aten::{name}"
     for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 )
+_NUMBERS: Final = frozenset(f"aten::{name}" for name in ("item", "is_nonzero", "_local_scalar_dense", "equal"))
 _FUSED: Final[Mapping[str, tuple[str, ...]]] = {
     "aten::_transformer_encoder_layer_fwd": ("attention", "addition", "normalization", "product", "activation"),
     "aten::_native_multi_head_attention": ("attention",),
@@ -111,6 +113,8 @@ class Operator:
         It changes nothing of what is computed.
     random
         It may draw from a random generator.
+    reads_numbers
+        It returns a Python number or truth value that depends on the elements.
     clears
         Its result is memory as it came, which we clear, so that runs are the same.
     """
@@ -122,12 +126,23 @@ class Operator:
     renames: bool = False
     idle: bool = False
     random: bool = False
+    reads_numbers: bool = False
     clears: bool = False
 
     @property
     def label(self) -> str:
         """The name without its namespace."""
         return self.type.rpartition("::")[2]
+
+    def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the tensors of a call's arguments that it writes to, each once."""
+        found: list[Any] = []
+        for where in self.writes:
+            if isinstance(where, str):
+                flat_tensors(kwargs.get(where), found)
+            elif where < len(args):
+                flat_tensors(args[where], found)
+        return tuple({id(tensor): tensor for tensor in found}.values())
 
     @classmethod
     def of(cls, func: Any) -> Operator:
@@ -151,5 +166,6 @@ class Operator:
             renames=name in _RENAMES,
             idle=name in _BOOKKEEPING,
             random=torch.Tag.nondeterministic_seeded in func.tags,
+            reads_numbers=name in _NUMBERS,
             clears=name in _EMPTY,
         )

@@ -13,15 +13,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.pytorch_dispatch import LIFTS, Guard, Operator
-from mlscope_lab.backends.pytorch_tape import Call, Form, Geometry, Overlay, Slot, Tape, address, flat_tensors, shown
+from mlscope_lab.backends.pytorch_held import CONSTANT, Held, Memory, Read
+from mlscope_lab.backends.pytorch_state import whole_memory
+from mlscope_lab.backends.pytorch_tape import (
+    Call,
+    Form,
+    Geometry,
+    Overlay,
+    Slot,
+    Tape,
+    address,
+    flat_tensors,
+    is_strided,
+    shown,
+)
 from mlscope_lab.errors import SessionError
 from mlscope_lab.trace.graph import Graph, Operation, Value
 
@@ -31,53 +43,6 @@ Array = npt.NDArray[Any]
 _Receive = Callable[[int, Array], "Array | None"]
 
 _MARK: Final = "_mlscope_value"
-_CONSTANT: Final = -1
-
-
-@dataclass(slots=True, eq=False)
-class _Memory:
-    """What was written in place to a memory during the run.
-
-    Attributes
-    ----------
-    writes
-        Value and elements of each write.
-    views
-        Operations whose results are tensors of this memory that existed before.
-    original, owner
-        Elements before the first write, and a tensor that keeps the memory, where it is not the run's own.
-    detached
-        The memory replaces one that tensors share.
-    """
-
-    writes: list[tuple[int, Geometry]] = field(default_factory=list)
-    views: list[int] = field(default_factory=list)
-    original: Any = None
-    owner: Any = None
-    detached: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    """What a tensor is in this run: a value, in a memory of which it has seen so many writes."""
-
-    token: object
-    value: int
-    memory: _Memory
-    seen: int = 0
-
-
-@dataclass(slots=True)
-class _Read:
-    """What an operator was given: arguments with slots, the tensors among them in order, values and constants."""
-
-    tensors: list[Any] = field(default_factory=list)
-    values: list[int] = field(default_factory=list)
-    constants: dict[int, int] = field(default_factory=dict)
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    written: tuple[Any, ...] = ()
-    generator: Any = None
 
 
 class Recording:
@@ -132,7 +97,7 @@ class Recording:
         self._operators: dict[Any, Operator] = {}
         self._labels: dict[str, int] = {}
         self._marked: list[weakref.ref[Any]] = []
-        self._foreign: dict[int, _Memory] = {}
+        self._foreign: dict[int, Memory] = {}
         self._handed_over = False
 
     # -- the ends of the run ------------------------------------------------------------------------------------
@@ -151,7 +116,7 @@ class Recording:
         """
         index = self.inputs[name] = self._value(name, argument)
         self.values[index] = dataclasses.replace(self.values[index], dtype=Form.of(tensor).shown_dtype)
-        self._mark(argument, index, _Memory())
+        self._mark(argument, index, Memory())
         if (other := self._seen(index, tensor)) is not None:
             argument.copy_(self.tape.forms[index].tensor(other, self._device))
 
@@ -161,7 +126,7 @@ class Recording:
             import torch
 
             leaf = torch.from_numpy(np.array(leaf))
-        read = _Read()
+        read = Read()
         taken = self._tensor(leaf, read, known=True)
         return taken.value if isinstance(taken, Slot) else self._appear(leaf, "constant")
 
@@ -210,8 +175,8 @@ class Recording:
             self.failure = error
             raise
 
-    def _before(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Read:
-        read = _Read()
+    def _before(self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
+        read = Read()
         if operator.idle:
             return read
         known = operator.type in LIFTS
@@ -219,7 +184,7 @@ class Recording:
         if kwargs:
             read.kwargs = self._taken(kwargs, read, known=known)
         if operator.writes:
-            read.written = tuple(self._written(operator, args, kwargs))
+            read.written = operator.written(args, kwargs)
             for tensor in () if operator.renames else read.written:
                 self._before_write(operator, tensor)
         if operator.random:
@@ -229,43 +194,31 @@ class Recording:
             read.generator = (torch.get_rng_state(), cuda)
         return read
 
-    @staticmethod
-    def _written(operator: Operator, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterable[Any]:
-        found: list[Any] = []
-        for where in operator.writes:
-            if isinstance(where, str):
-                flat_tensors(kwargs.get(where), found)
-            elif where < len(args):
-                flat_tensors(args[where], found)
-        return {id(tensor): tensor for tensor in found}.values()
-
     def _before_write(self, operator: Operator, tensor: Any) -> None:
         """Keep the elements of a memory that is not the run's own before they change; refuse what would go astray."""
-        import torch
-
         held = self._held(tensor)
         if held is not None and held.memory.detached:
             raise SessionError(
-                f"{operator.type} in '{self._scope(None)}' writes in place to memory that a replaced value shared with "
+                f"{operator.type} in {self._where()} writes in place to memory that a replaced value shared with "
                 "others; run once without replacing anything, so that this is known"
             )
-        own = held is not None and held.value != _CONSTANT and held.memory.owner is None
-        if own or tensor.layout != torch.strided:
+        own = held is not None and held.value != CONSTANT and held.memory.owner is None
+        if own or not is_strided(tensor):
             return
         memory = self._foreign_memory(tensor)
         if memory.original is None:
-            whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-            memory.original = whole.clone()
+            memory.original = whole_memory(tensor).clone()
             name = (self._constants or {}).get(id(tensor))
             self._note(
-                f"The module writes to {f'its own {name!r}' if name else 'a tensor of its own'} in place: a run starts "
-                "from what the one before it left there"
+                f"The module writes to {f'its own {name!r}' if name else 'a tensor of its own'} in place; runs here "
+                "start from what it held when it was first seen"
             )
 
-    def _foreign_memory(self, tensor: Any) -> _Memory:
-        return self._foreign.setdefault(address(tensor), _Memory(owner=tensor))
+    def _foreign_memory(self, tensor: Any) -> Memory:
+        memory: Memory = self._foreign.setdefault(address(tensor), Memory(owner=tensor))
+        return memory
 
-    def _taken(self, value: Any, read: _Read, *, known: bool) -> Any:
+    def _taken(self, value: Any, read: Read, *, known: bool) -> Any:
         """Return arguments with slots in the place of values."""
         if isinstance(value, self._type):
             read.tensors.append(value)
@@ -278,12 +231,12 @@ class Recording:
             return {key: self._taken(member, read, known=known) for key, member in value.items()}
         return value
 
-    def _tensor(self, tensor: Any, read: _Read, *, known: bool) -> Any:
+    def _tensor(self, tensor: Any, read: Read, *, known: bool) -> Any:
         held = self._held(tensor)
-        if self._foreign and (held is None or (held.value == _CONSTANT and held.memory.owner is None)):
+        if self._foreign and (held is None or (held.value == CONSTANT and held.memory.owner is None)):
             memory = self._foreign.get(address(tensor))
             if memory is not None and memory.writes:  # of the module's own memory, to which this run wrote
-                held = self._mark(tensor, _CONSTANT, memory, seen=0)
+                held = self._mark(tensor, CONSTANT, memory, seen=0)
         if held is None and not known and self._is_unknown(tensor):
             index = self._appear(tensor, "unseen")
             self._note(
@@ -294,7 +247,7 @@ class Recording:
             return Slot(index)
         if held is not None and held.seen < len(held.memory.writes):
             self._refresh(tensor, held)
-        if held is None or held.value == _CONSTANT:
+        if held is None or held.value == CONSTANT:
             read.constants[id(tensor)] = tensor.numel()
             return tensor
         read.values.append(held.value)
@@ -303,7 +256,7 @@ class Recording:
     def _is_unknown(self, tensor: Any) -> bool:
         return self._constants is not None and tensor.dim() > 0 and id(tensor) not in self._constants
 
-    def _refresh(self, tensor: Any, held: _Held) -> None:
+    def _refresh(self, tensor: Any, held: Held) -> None:
         """Make a tensor a new value where others wrote to its memory."""
         own = Geometry.of(tensor)
         pending = [(value, there) for value, there in held.memory.writes[held.seen :] if there.overlaps(own)]
@@ -315,30 +268,30 @@ class Recording:
             held.value = last
             return
         base: Any = Slot(held.value)
-        if held.value == _CONSTANT:
+        if held.value == CONSTANT:
             base = held.memory.original.as_strided(own.size, own.stride, own.offset)
         (index,) = self._operation(
             Operator(type="aten::alias", kinds=("identity",)),
             Overlay(base, own, tuple((Slot(value), there) for value, there in pending)),
-            inputs=[*([] if held.value == _CONSTANT else [held.value]), *(value for value, _ in pending)],
+            inputs=[*([] if held.value == CONSTANT else [held.value]), *(value for value, _ in pending)],
             outputs=[tensor],
         )
         held.value = index
         self._show(index, tensor, own=True)
 
-    def _after(self, operator: Operator, func: Any, result: Any, read: _Read) -> Any:
+    def _after(self, operator: Operator, func: Any, result: Any, read: Read) -> Any:
         if operator.idle:
             return result
         leaves = [result] if isinstance(result, self._type) else flat_tensors(result)
         if not leaves and not read.written:
-            if read.values:
-                self._note(f"'{self._scope(None)}' takes numbers out of values ({operator.type}): runs again use them")
+            if read.values and operator.reads_numbers:
+                self._note(f"{self._where()} takes numbers out of values ({operator.type}); replays use the same ones")
             return result
         if operator.type in LIFTS:
             return self._lift(operator, func, result)
         if operator.type == "aten::resolve_neg" and read.values:  # the last that Tensor.numpy() asks for
             self._handed_over = True
-            self._note(f"'{self._scope(None)}' hands values to numpy; what comes back is an operation without inputs")
+            self._note(f"{self._where()} hands values to numpy; what comes back is an operation without inputs")
         before = {id(tensor) for tensor in read.tensors}
         results = [(i, leaf) for i, leaf in enumerate(leaves) if id(leaf) not in before]
         if not results and not read.written:  # an operator that had nothing to do
@@ -346,7 +299,7 @@ class Recording:
         ties = [self._tie(leaf, read) for _, leaf in results]
         if not read.values and not read.written and all(tie is not None for tie in ties):
             for _, leaf in results:  # a view of a constant is a constant
-                self._mark(leaf, _CONSTANT, _Memory())
+                self._mark(leaf, CONSTANT, Memory())
             return result
         if operator.clears:
             for leaf in leaves:
@@ -365,7 +318,7 @@ class Recording:
         for index, (_, leaf), tie in zip(indices[rewritten:], results, ties, strict=True):
             if tie is not None:
                 tie.views.append(len(self.operations) - 1)
-            self._mark(leaf, index, tie or _Memory())
+            self._mark(leaf, index, tie or Memory())
         instead: dict[int, Any] = {}
         known = len(self.operations) - 1 in self._was_shared
         for index, tensor, tie in zip(indices, tensors, [None] * rewritten + ties, strict=True):
@@ -378,22 +331,22 @@ class Recording:
         """Let a tensor be a new value after an operator in place."""
         held = self._held(tensor)
         if held is None:
-            held = self._mark(tensor, _CONSTANT, self._foreign_memory(tensor))
+            held = self._mark(tensor, CONSTANT, self._foreign_memory(tensor))
         if not renames:
-            if held.value == _CONSTANT and held.memory.owner is None:
+            if held.value == CONSTANT and held.memory.owner is None:
                 held.memory = self._foreign_memory(tensor)
             self.shared.update(held.memory.views)
             held.memory.writes.append((index, Geometry.of(tensor)))
         held.value, held.seen = index, len(held.memory.writes)
 
-    def _tie(self, leaf: Any, read: _Read) -> _Memory | None:
+    def _tie(self, leaf: Any, read: Read) -> Memory | None:
         """Return the memory that a result shares with what the operator was given, None for one of its own."""
         where = address(leaf)
         if where:
             for tensor in read.tensors:
                 if address(tensor) == where:
                     held = self._held(tensor)
-                    return self._foreign_memory(tensor) if held is None or held.value == _CONSTANT else held.memory
+                    return self._foreign_memory(tensor) if held is None or held.value == CONSTANT else held.memory
         return None
 
     def _lift(self, operator: Operator, func: Any, tensor: Any) -> Any:
@@ -401,10 +354,10 @@ class Recording:
         if self._held(tensor) is not None:
             return tensor
         if not tensor.dim() and not self._handed_over:
-            self._mark(tensor, _CONSTANT, _Memory())
+            self._mark(tensor, CONSTANT, Memory())
             return tensor
         (index,) = self._operation(operator, Call(same, (tensor.clone(),), {}, (0,)), inputs=[], outputs=[tensor])
-        self._mark(tensor, index, _Memory())
+        self._mark(tensor, index, Memory())
         self._show(index, tensor, own=True)
         return tensor
 
@@ -414,7 +367,7 @@ class Recording:
         """Show a tensor that no operation wrote as the result of one without inputs."""
         call = Call(same, (tensor.detach().clone(),), {}, (0,))
         (index,) = self._operation(Operator(type=label, kinds=("other",)), call, inputs=[], outputs=[tensor])
-        self._mark(tensor, index, _Memory())
+        self._mark(tensor, index, Memory())
         self._show(index, tensor, own=False)
         return index
 
@@ -463,7 +416,7 @@ class Recording:
             return None
         with self._as_normal():  # as PyTorch asks of a view of a tensor that was made outside inference mode
             instead = form.tensor(other, self._device)
-        self._mark(instead, index, _Memory(detached=True))
+        self._mark(instead, index, Memory(detached=True))
         return instead
 
     def _seen(self, index: int, tensor: Any) -> Array | None:
@@ -471,24 +424,23 @@ class Recording:
         array.flags.writeable = False  # it may be the memory that the module goes on with
         return self._receive(index, array)
 
-    def _held(self, tensor: Any) -> _Held | None:
-        held: _Held | None = tensor.__dict__.get(_MARK)
+    def _held(self, tensor: Any) -> Held | None:
+        held: Held | None = tensor.__dict__.get(_MARK)
         return held if held is not None and held.token is self._token else None
 
-    def _mark(self, tensor: Any, value: int, memory: _Memory, seen: int | None = None) -> _Held:
-        held = _Held(self._token, value, memory, len(memory.writes) if seen is None else seen)
+    def _mark(self, tensor: Any, value: int, memory: Memory, seen: int | None = None) -> Held:
+        held = Held(self._token, value, memory, len(memory.writes) if seen is None else seen)
         tensor.__dict__[_MARK] = held
         self._marked.append(weakref.ref(tensor))
         return held
 
+    def _where(self) -> str:
+        scope = self._scope(None)
+        return f"'{scope}'" if scope else "The module"
+
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-def same(tensor: Any) -> Any:
-    """Return what is given: a constant made again."""
-    return tensor
 
 
 def _with(value: Any, instead: Mapping[int, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
@@ -12,12 +13,14 @@ import numpy.typing as npt
 from mlscope_lab.backends.pytorch_dispatch import dispatching
 from mlscope_lab.backends.pytorch_recorder import Recording
 from mlscope_lab.backends.pytorch_scopes import Forward, ModuleScopes
+from mlscope_lab.backends.pytorch_state import StartingState
 from mlscope_lab.backends.stepping import Receive, Stepper
 from mlscope_lab.trace.graph import Graph
 
 __all__ = ["Program", "PyTorchStepper"]
 
 Array = npt.NDArray[Any]
+_STATEFUL = "The module keeps state from call to call"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Program:
     placed
         Moves these to the device and casts them to what the module computes in.
     call
-        Runs the module on the result.
+        Runs the module, or a copy of it, on the result.
     named
         Returns the tensors and numbers in what the module returned, by the names of the outputs.
     """
@@ -50,7 +53,7 @@ class Program:
     inputs: tuple[str, ...]
     tensors: Callable[[Mapping[str, Array]], list[Any]]
     placed: Callable[[list[Any]], list[Any]]
-    call: Callable[[list[Any]], Any]
+    call: Callable[[Any, list[Any]], Any]
     named: Callable[[Any], dict[str, Any]]
 
 
@@ -61,7 +64,8 @@ class PyTorchStepper(Stepper):
     operation. An operator in place writes a new value. A replaced value that shares its memory with others takes a
     memory of its own, unless an earlier run showed that this memory is written to later.
 
-    Random operators draw what a plain run would draw from the generator as it is; the generator is left so.
+    Every run starts from the state in which the stepper found the module (recurrent states, caches, buffers), and
+    leaves module and random generators as they were, so that all runs of one stepper are alike.
     """
 
     method = "a dispatch mode around the module, which sees each operator of inference mode"
@@ -71,6 +75,7 @@ class PyTorchStepper(Stepper):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self._program = program
+        self._start = StartingState(program.module)
         self._recording: Recording | None = None
         self.notes: list[str] = []
         if program.mode == "graph":
@@ -79,34 +84,41 @@ class PyTorchStepper(Stepper):
     def _run(self, feeds: Mapping[str, Array], receive: Receive) -> Graph:
         import torch
 
-        program = self._program
+        program, before = self._program, self._recording
         tensors = program.tensors(feeds)
-        scopes = _Scopes(program)
-        recording = Recording(
-            receive,
-            scopes.of,
-            constants=_own_tensors(program.module) if program.mode == "eager" else None,
-            device=program.device,
-            shared=frozenset(self._recording.shared) if self._recording is not None else frozenset(),
-        )
-        self._recording = recording
-        scopes.attach()
+        scopes, recording = _Scopes(program), None
         try:
-            with torch.random.fork_rng(devices=[program.device] if program.device != "cpu" else []):
-                outputs = self._watched(recording, tensors)
+            with (
+                self._start.applied() as module,
+                scopes.attached(),
+                torch.random.fork_rng(devices=[program.device] if program.device != "cpu" else []),
+            ):
+                recording = self._recording = Recording(
+                    receive,
+                    scopes.of,
+                    constants=_own_tensors(module) if program.mode == "eager" else None,
+                    device=program.device,
+                    shared=frozenset(before.shared) if before is not None else frozenset(),
+                )
+                outputs = self._watched(module, recording, tensors)
         except BaseException:
-            if recording.failure is not None:  # as it was, not as an interpreter wrapped it
+            if recording is not None and recording.failure is not None:  # as it was, not as an interpreter wrapped it
                 raise recording.failure from None
             raise
         finally:
-            scopes.detach()
-            recording.end()
-            for note in (*recording.notes, *scopes.notes):
-                if note not in self.notes:
-                    self.notes.append(note)
+            if recording is not None:
+                self._end(recording, scopes.notes)
         return recording.graph(outputs)
 
-    def _watched(self, recording: Recording, tensors: list[Any]) -> dict[str, int]:
+    def _end(self, recording: Recording, notes: Sequence[str]) -> None:
+        recording.end()
+        self._start.wrote(recording.tape.before.values())
+        changed = self._start.changed
+        if changed and not any(note.startswith(_STATEFUL) for note in self.notes):
+            self.notes.append(f"{_STATEFUL} ({', '.join(changed[:5])}); every run starts from the one that was found")
+        self.notes += [note for note in (*recording.notes, *notes) if note not in self.notes]
+
+    def _watched(self, module: Any, recording: Recording, tensors: list[Any]) -> dict[str, int]:
         import torch
 
         program = self._program
@@ -115,7 +127,7 @@ class PyTorchStepper(Stepper):
             for name, tensor, argument in zip(program.inputs, tensors, arguments, strict=True):
                 recording.feed(name, tensor, argument)
             with dispatching(recording.dispatch):
-                result = program.call(arguments)
+                result = program.call(module, arguments)
             if recording.failure is not None:  # the module caught it
                 raise recording.failure
             return {name: recording.value_of(leaf) for name, leaf in program.named(result).items()}
@@ -130,6 +142,7 @@ class PyTorchStepper(Stepper):
 
     def _close(self) -> None:
         self._recording = None
+        del self._start
 
 
 class _Scopes:
@@ -158,9 +171,11 @@ class _Scopes:
                 return scope
         return self._stack[-1]
 
-    def attach(self) -> None:
-        """Watch the modules' ``forward``."""
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Watch the modules' ``forward`` meanwhile."""
         if self._eager is None:
+            yield
             return
         names = [name for name, _ in self._eager.modules]
         stack, notes, home = self._stack, self.notes, get_ident()
@@ -183,10 +198,9 @@ class _Scopes:
             return scope
 
         self._eager.attach(enclose)
-
-    def detach(self) -> None:
-        """Watch no longer."""
-        if self._eager is not None:
+        try:
+            yield
+        finally:
             self._eager.detach()
 
 

@@ -17,7 +17,19 @@ import numpy.typing as npt
 from mlscope_lab.backends.pytorch_values import ALIGNMENT, aligned, dtype_name, to_tensor
 from mlscope_lab.errors import SessionError
 
-__all__ = ["Call", "Form", "Geometry", "Overlay", "Slot", "Tape", "address", "flat_tensors", "shown"]
+__all__ = [
+    "Call",
+    "Form",
+    "Geometry",
+    "Overlay",
+    "Slot",
+    "Tape",
+    "address",
+    "flat_tensors",
+    "is_strided",
+    "same",
+    "shown",
+]
 
 Array = npt.NDArray[Any]
 
@@ -344,6 +356,18 @@ def _slots(call: Call | Overlay) -> set[int]:
 
     walk((call.base, [slot for slot, _ in call.writes]) if isinstance(call, Overlay) else (call.args, call.kwargs))
     return found
+
+
+def same(tensor: Any) -> Any:
+    """Return what is given: the operator of a call that makes a constant."""
+    return tensor
+
+
+def is_strided(tensor: Any) -> bool:
+    """Tell whether a tensor's elements lie in one memory."""
+    import torch
+
+    return bool(tensor.layout == torch.strided)
 
 
 def address(tensor: Any) -> int:

@@ -1,7 +1,6 @@
 """What every stepper must do, as a test class to subclass.
 
-A test module of a backend gives the fixtures of `mlscope_lab.testing.BackendContract` that open a model, and inherits
-some twenty tests::
+A test module gives the fixtures of `mlscope_lab.testing.BackendContract` that open a model::
 
     class TestMyStepper(StepperContract):
         @pytest.fixture
@@ -13,8 +12,8 @@ some twenty tests::
         @pytest.fixture
         def feeds(self): return {"input": array}
 
-A live object is given by ``live`` (the object and its feeds) in place of ``model_files``, anything else by
-``open_session``. One class may inherit both contracts.
+A live object is given by ``live`` (the object and its feeds), anything else by ``open_session``. One class may
+inherit both contracts.
 """
 
 from __future__ import annotations
