@@ -30,8 +30,10 @@ from mlscope_lab.backends.pytorch_tape import (
     Slot,
     Tape,
     address,
+    exchanged,
     flat_tensors,
     is_strided,
+    same,
     shown,
 )
 from mlscope_lab.errors import SessionError
@@ -133,9 +135,8 @@ class Recording:
     def graph(self, outputs: Mapping[str, int]) -> Graph:
         """Return what ran so far."""
         return Graph(
-            values=tuple(self.values), operations=tuple(self.operations), inputs=dict(self.inputs),
-            outputs=dict(outputs),
-        )  # fmt: skip
+            values=tuple(self.values), operations=tuple(self.operations), inputs={**self.inputs}, outputs={**outputs}
+        )
 
     def end(self) -> None:
         """Take the marks off tensors that live on, such as a module's state."""
@@ -325,7 +326,7 @@ class Recording:
             other = self._show(index, tensor, own=tie is None or known)
             if other is not None:
                 instead[id(tensor)] = other
-        return _with(result, instead) if instead else result
+        return exchanged(result, instead) if instead else result
 
     def _rewrite(self, index: int, tensor: Any, *, renames: bool) -> None:
         """Let a tensor be a new value after an operator in place."""
@@ -441,13 +442,3 @@ class Recording:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-def _with(value: Any, instead: Mapping[int, Any]) -> Any:
-    """Return a result with some of its tensors exchanged."""
-    if id(value) in instead:
-        return instead[id(value)]
-    if isinstance(value, tuple | list):
-        members = [_with(member, instead) for member in value]
-        return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
-    return value

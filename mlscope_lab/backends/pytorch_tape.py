@@ -358,6 +358,16 @@ def _slots(call: Call | Overlay) -> set[int]:
     return found
 
 
+def exchanged(value: Any, instead: Mapping[int, Any]) -> Any:
+    """Return a result with some of its tensors exchanged."""
+    if id(value) in instead:
+        return instead[id(value)]
+    if isinstance(value, tuple | list):
+        members = [exchanged(member, instead) for member in value]
+        return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
+    return value
+
+
 def same(tensor: Any) -> Any:
     """Return what is given: the operator of a call that makes a constant."""
     return tensor

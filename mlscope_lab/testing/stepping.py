@@ -33,7 +33,6 @@ from mlscope_lab.trace.graph import Graph
 from mlscope_lab.trace.kinds import KINDS
 
 __all__ = ["StepperContract"]
-
 Array = npt.NDArray[Any]
 _Feeds = Mapping[str, Array]
 _Open = Callable[[SessionOptions], Session]
