@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 
 from mlscope_lab.artifacts.safety import check_safe
-from mlscope_lab.backends.base import Backend, Capabilities, Level, ModelFiles, Session, SessionOptions
+from mlscope_lab.backends.base import PRECISIONS, Backend, Capabilities, Level, ModelFiles, Session, SessionOptions
 from mlscope_lab.backends.stepping import Stepper
 from mlscope_lab.backends.tensorflow_load import Opened, from_object, open_keras, open_saved_model
 from mlscope_lab.errors import BackendNotAvailableError, InputError, SessionError, UnsupportedModelError
@@ -64,6 +64,7 @@ class TensorFlowBackend(Backend):
     extra = "tensorflow"
     formats = _FORMATS
     levels = _LEVELS
+    precisions = PRECISIONS
     graph_optimizations = ("none", "all")
     level_reasons: ClassVar[Mapping[str, str]] = {
         "kernel": "on a CPU TensorFlow's nodes run no kernels of a device, the nodes are the operators; those of a GPU "
@@ -106,12 +107,17 @@ class TensorFlowBackend(Backend):
         if model.format == "tflite":
             from mlscope_lab.backends.tensorflow_lite import TensorFlowLiteSession
 
+            if options.precision is not None:
+                raise UnsupportedModelError(
+                    f"'{model.name}' is a TensorFlow Lite file, whose types are fixed: take the model as SavedModel, "
+                    f".keras or ONNX for precision={options.precision!r}, or leave it out"
+                )
             return TensorFlowLiteSession(model, options)
         tf = load_tensorflow()
         notes = _prepare(tf, options)
         opened = (open_saved_model if model.format == "saved_model" else open_keras)(tf, model)
         digest = _digest(["sha256", model.digest, "tensorflow", tf.__version__, model.format])
-        return TensorFlowSession(tf, opened, options, digest, notes)
+        return _session(tf, opened, options, digest, notes, model.name)
 
     def _wrap(self, obj: object, example: Mapping[str, npt.NDArray[Any]], options: SessionOptions) -> Session:
         tf = load_tensorflow()
@@ -119,7 +125,19 @@ class TensorFlowBackend(Backend):
         opened = from_object(tf, obj, example)
         graph = opened.function.graph.as_graph_def()
         text = _digest(["live", hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()])
-        return TensorFlowSession(tf, opened, options, text, notes)
+        return _session(tf, opened, options, text, notes, type(obj).__name__)
+
+
+def _session(tf: Any, opened: Opened, options: SessionOptions, digest: str, notes: Sequence[str], name: str) -> Session:
+    """Return a session in the precision that was asked for."""
+    if options.precision in {None, opened.precision}:
+        return TensorFlowSession(tf, opened, options, digest, notes)
+    from mlscope_lab.backends.tensorflow_precision import FLOATS, cast_model
+    from mlscope_lab.backends.tensorflow_quantization import QuantizedSession
+
+    if options.precision in FLOATS:
+        return TensorFlowSession(tf, cast_model(tf, opened, options.precision), options, digest, notes)
+    return QuantizedSession(tf, opened, name, digest, options)
 
 
 def _prepare(tf: Any, options: SessionOptions) -> list[str]:
@@ -173,8 +191,9 @@ class TensorFlowSession(Session):
 
     ``executable_digest`` names what runs: at level "model" the digest of the file with TensorFlow's version, at the
     other levels that of the frozen graph, for freezing lets TensorFlow prepare weights ahead which it otherwise cannot.
-    With ``graph_optimization="none"`` the frozen graph runs at every level, and Grappler leaves it as it is; what
-    oneDNN merges below it cannot be turned off in a process that has started.
+    With another precision the rewritten frozen graph runs at every level. With ``graph_optimization="none"`` the frozen
+    graph does, and Grappler leaves it as it is; what oneDNN merges below cannot be turned off in a process that has
+    started.
     """
 
     def __init__(
@@ -204,7 +223,8 @@ class TensorFlowSession(Session):
         if gpus:
             self._place = "/CPU:0" if options.device == "cpu" else f"/GPU:{options.device.partition(':')[2] or 0}"
         unoptimized = options.graph_optimization == "none"
-        if options.level in {"layer", "operator"} or (unoptimized and options.level == "model"):
+        frozen = unoptimized or opened.function is None
+        if options.level in {"layer", "operator"} or (frozen and options.level == "model"):
             from mlscope_lab.backends.tensorflow_trace import Recorder
 
             self._recorder = Recorder(

@@ -98,6 +98,11 @@ def _bake(tf: Any, definition: Any, values: dict[str, npt.NDArray[Any]]) -> None
             nodes[name].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
 
 
+def _bare(node: Any) -> Any:
+    """Return a node without its attributes."""
+    return type(node)(name=node.name, op=node.op, input=node.input)
+
+
 class Frozen:
     """The graph that layers are recorded from.
 
@@ -125,6 +130,23 @@ class Frozen:
     """
 
     def __init__(self, tf: Any, opened: Opened, place: str | None, *, lower_control_flow: bool = True) -> None:
+        definition = opened.graph
+        self.feeds, self.fetches = list(opened.input_keys), list(opened.output_keys)
+        if definition is None:
+            definition = self._freeze(tf, opened, lower_control_flow)
+        versions = type(definition)(versions=definition.versions).versions
+        definition.ClearField("versions")
+        self.definition: bytes = definition.SerializeToString(deterministic=True)
+        definition.versions.CopyFrom(versions)
+        self.graph: Any = tf.Graph()
+        with self.graph.as_default(), tf.device(place):
+            tf.import_graph_def(definition, name="")
+        self._nodes = {node.name: node for node in definition.node}
+        self._scopes = opened.scopes
+        self.size = len(definition.node) + sum(len(f.node_def) for f in definition.library.function)
+
+    def _freeze(self, tf: Any, opened: Opened, lower_control_flow: bool) -> Any:
+        """Return the graph of a function, and find its inputs and outputs in it."""
         from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
         try:
@@ -139,14 +161,7 @@ class Frozen:
         self.feeds = self._feeds(frozen, opened.function, opened.input_keys)
         flat = dict(zip(sorted(opened.output_keys), (t.name for t in frozen.outputs), strict=True))
         self.fetches = [flat[key] for key in opened.output_keys]
-        definition.ClearField("versions")
-        self.definition: bytes = definition.SerializeToString(deterministic=True)
-        self.graph: Any = tf.Graph()
-        with self.graph.as_default(), tf.device(place):
-            tf.import_graph_def(definition, name="")
-        self._nodes = {node.name: node for node in definition.node}
-        self._scopes = opened.scopes
-        self.size = len(definition.node) + sum(len(f.node_def) for f in definition.library.function)
+        return definition
 
     @staticmethod
     def _feeds(frozen: Any, function: Any, keys: Collection[str]) -> list[str]:
@@ -170,9 +185,7 @@ class Frozen:
         """Let go of the values of constants, and of all that holds them; names and their origins stay."""
         self.definition = b""
         self.graph = None
-        for node in self._nodes.values():
-            if node.op == "Const":
-                node.ClearField("attr")
+        self._nodes = {name: _bare(node) for name, node in self._nodes.items()}
 
     def op_of(self, name: str) -> str:
         """Return the operation of a node of the frozen graph, "Unknown" for one that it does not hold."""

@@ -83,8 +83,43 @@ def optimized(tf: Any, graph: Any, feeds: Sequence[str], fetches: Sequence[str],
             f"TensorFlow {tf.__version__} cannot optimise the graph of this model apart from running it: {error}. "
             "Open it with graph_optimization='none' to see its operations"
         ) from error
+    _importable(tf, made)
     for node in made.node:
         node.device = ""
         for name in [n for n in node.attr if n in {"_output_shapes", "_input_shapes"}]:
             del node.attr[name]
     return made
+
+
+def _importable(tf: Any, made: Any) -> None:
+    """Name oneDNN's own operations where Grappler fused into types that no graph may be imported with.
+
+    It makes ``_FusedConv2D`` of bfloat16, which the operation's definition forbids and no importer takes, and which
+    oneDNN's rewriting renames before it runs; so we do.
+    """
+    from tensorflow.python.framework import op_def_registry
+
+    constants = {node.name for node in made.node if node.op == "Const"}
+    for node in made.node:
+        definition = op_def_registry.get(node.op) if node.op.startswith("_") else None
+        if definition is None or _allowed(definition, node):
+            continue
+        name = f"_MklNative{node.op.removeprefix('_')}"
+        native = op_def_registry.get(name)
+        if native is None or not _allowed(native, node):
+            raise UnsupportedModelError(
+                f"TensorFlow {tf.__version__} fuses '{node.name}' into a '{node.op}' that it does not take back. Open "
+                "the model with graph_optimization='none' to see its operations"
+            )
+        node.op = name
+        node.attr["_kernel"].s = b"MklNameChangeOp"
+        if "is_filter_const" in {attr.name for attr in native.attr}:
+            node.attr["is_filter_const"].b = node.input[1].partition(":")[0] in constants
+
+
+def _allowed(definition: Any, node: Any) -> bool:
+    return all(
+        node.attr[attr.name].type in attr.allowed_values.list.type
+        for attr in definition.attr
+        if attr.type == "type" and attr.allowed_values.list.type
+    )

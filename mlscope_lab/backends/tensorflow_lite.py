@@ -53,6 +53,15 @@ class TensorFlowLiteSession(Session):
         kind, version = _interpreter()
         self._kind, self._path, self._package = kind, model.path, "_".join(version.split()[0].split("-"))
         self.threads = options.threads or 1
+        self._delegates: dict[str, Any] = {}
+        if options.graph_optimization == "none":
+            module = importlib.import_module(
+                "ai_edge_litert.interpreter"
+                if self._package == "ai_edge_litert"
+                else "tensorflow.lite.python.interpreter"
+            )
+            plain = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            self._delegates = {"experimental_op_resolver_type": plain}
         try:
             self._interpreter: Any = self._opened(model_path=str(model.path))
             self._interpreter.allocate_tensors()
@@ -68,14 +77,14 @@ class TensorFlowLiteSession(Session):
         self._out = [(spec.name, int(d["index"])) for spec, d in zip(self.outputs, details[1], strict=True)]
         self._shapes = {index: tuple(int(n) for n in d["shape"]) for _, index, d in self._in}
         self.precision = self._precision()
-        parts = [model.digest, version, "tflite"]
+        parts = [model.digest, version, "tflite", *(["no delegate"] if self._delegates else [])]
         self.executable_digest = "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _opened(self, **model: Any) -> Any:
         with warnings.catch_warnings():
             # TensorFlow announces on every use that the interpreter moves to LiteRT
             warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated.*")
-            return self._kind(**model, num_threads=self.threads)
+            return self._kind(**model, num_threads=self.threads, **self._delegates)
 
     def _signature(self) -> dict[int, str]:
         """Return the names of a single signature by tensor index; internal names serve where there is none."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mlscope_lab.backends.base import Dim, ModelFiles, TensorSpec
 from mlscope_lab.errors import InputError, UnsafeArtifactError, UnsupportedModelError
 
-__all__ = ["Opened", "from_object", "open_keras", "open_saved_model"]
+__all__ = ["Opened", "from_object", "open_keras", "open_saved_model", "trace_function"]
 
 _SIDECAR = Path("assets.extra") / "mlscope.json"
 
@@ -27,7 +27,7 @@ class Opened:
     Attributes
     ----------
     function
-        The ConcreteFunction: takes tensors by keyword, returns a mapping of tensors.
+        The ConcreteFunction: takes tensors by keyword, returns a mapping of tensors. None for a frozen graph.
     inputs, outputs
         Specs in the model's order.
     input_keys, output_keys
@@ -40,6 +40,8 @@ class Opened:
         What the user should know.
     keep
         What must live as long as the function (variables are held weakly by it).
+    graph
+        For a frozen graph the GraphDef; its tensors of the inputs and outputs are the keys.
     """
 
     function: Any
@@ -51,6 +53,7 @@ class Opened:
     scopes: Mapping[str, str]
     notes: tuple[str, ...]
     keep: Any
+    graph: Any = None
 
 
 def _dtype(dtype: Any) -> str:
@@ -258,7 +261,7 @@ def _from_keras(tf: Any, keras: Any, model: Any, example: Mapping[str, npt.NDArr
         done = model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
         return _named(keras.tree.flatten, done, list(getattr(model, "output_names", None) or []))
 
-    return _trace(tf, call, signature, names, keep=model, scopes=_layer_scopes(model))
+    return trace_function(tf, call, signature, names, keep=model, scopes=_layer_scopes(model))
 
 
 def _layer_scopes(model: Any, prefix: str = "", path: str = "") -> dict[str, str]:
@@ -282,8 +285,24 @@ def _named(flatten: Any, done: Any, names: list[str]) -> dict[str, Any]:
     return dict(zip(names, flat, strict=True))
 
 
-def _trace(tf: Any, call: Any, signature: Sequence[Any], names: Sequence[str], *, keep: Any, scopes: Any) -> Opened:
-    """Trace a callable into a concrete function that takes tensors by keyword and returns a mapping."""
+def trace_function(
+    tf: Any, call: Any, signature: Sequence[Any], names: Sequence[str], *, keep: Any, scopes: Any
+) -> Opened:
+    """Trace a callable into a concrete function that takes tensors by keyword and returns a mapping.
+
+    Parameters
+    ----------
+    tf
+        The tensorflow module.
+    call
+        Takes tensors in order, returns a mapping of tensors.
+    signature
+        A tf.TensorSpec of each, with names that serve as keywords.
+    names
+        Of the inputs.
+    keep, scopes
+        As for `Opened`.
+    """
     order: list[str] = []
 
     def ordered(*tensors: Any) -> dict[str, Any]:
@@ -342,4 +361,4 @@ def from_object(tf: Any, obj: Any, example: Mapping[str, npt.NDArray[Any]]) -> O
         done = obj(**dict(zip(names, tensors, strict=True))) if by_name else obj(*tensors)
         return _named(tf.nest.flatten, done, [])
 
-    return _trace(tf, call, signature, names, keep=obj, scopes={})
+    return trace_function(tf, call, signature, names, keep=obj, scopes={})

@@ -75,7 +75,7 @@ class TensorFlowStepper(Stepper):
         self._tf, self._threads, self._place, self._check_feeds = tf, threads, place, check
         self._inputs = [spec.name for spec in opened.inputs]
         self._outputs = [spec.name for spec in opened.outputs]
-        variables = optimize and bool(opened.function.captured_inputs)
+        variables = optimize and opened.function is not None and bool(opened.function.captured_inputs)
         self.notes = self._general = (_MERGES, *([_CONSTANTS] if variables else []))
         self._frozen = Frozen(tf, opened, place, lower_control_flow=False)
         self.method = "segments of the frozen graph, as it is"

@@ -214,6 +214,12 @@ def efficientnet():
 
 
 @pytest.fixture(scope="module")
+def squeezenet():
+    with ml.load("light-squeezenet", backend="tensorflow", threads=1) as model:
+        yield model.session
+
+
+@pytest.fixture(scope="module")
 def pitch():
     with ml.load("basic-pitch", backend="tensorflow", threads=1) as model:
         yield model.session
@@ -225,10 +231,14 @@ def noise_for(session, batch=1):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+@pytest.mark.network
 class TestRealModels:
     """Published models: stepped against plain, and nodes again on what they read."""
 
-    @pytest.mark.parametrize(("name", "atol"), [("efficientnet", 1e-5), ("pitch", 5e-6)])
+    @pytest.mark.parametrize(
+        ("name", "atol"),
+        [("squeezenet", 1e-9), ("pitch", 5e-6), pytest.param("efficientnet", 1e-5, marks=pytest.mark.slow)],
+    )
     def test_observer_effect(self, name, atol, request):
         session = request.getfixturevalue(name)
         feeds = noise_for(session)
@@ -246,6 +256,7 @@ class TestRealModels:
         for output, array in plain.items():
             np.testing.assert_allclose(kept[graph.outputs[output]], array, rtol=0, atol=atol)
 
+    @pytest.mark.slow
     def test_scopes_of_a_converted_model_are_nodes_of_its_file(self, efficientnet):
         with efficientnet.open_stepper() as stepper:
             graph, _ = captured(stepper, noise_for(efficientnet))
