@@ -7,6 +7,7 @@ wrote them, which is called after the tensor that it made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -19,6 +20,9 @@ __all__ = ["origins_of", "places_of"]
 
 # fusion takes no more nodes than this; a longer way means that names were misread
 _LONGEST: Final = 48
+# what ONNX Runtime adds to the name of a node that it replaces by one of another layout, and of one that it copies
+_NUMBER: Final = re.compile(r"_token_\d+$")
+_COPY: Final = "/duplicated"
 
 
 class _Published:
@@ -70,6 +74,11 @@ class _Published:
         fits = len(readers) == 1 and kind_of(readers[0].op) == "activation" and readers[0].outputs
         return readers[0].outputs[0] if fits else tensor
 
+    def quantized(self, tensor: str) -> str:
+        """Return what a tensor is as an integer, or the tensor where nothing quantises it."""
+        quantizers = [node for node in self.readers.get(tensor, []) if node.op == "QuantizeLinear" and node.outputs]
+        return quantizers[0].outputs[0] if quantizers else tensor
+
 
 def origins_of(pieces: Sequence[Piece], outline: Outline) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """Return names of published nodes, and the scope that the exporter noted, by label of a piece.
@@ -97,6 +106,9 @@ def origins_of(pieces: Sequence[Piece], outline: Outline) -> tuple[dict[str, tup
         nodes: dict[str, Node] = {}
         for name in piece.writes:
             nodes.update((_label(node), node) for node in published.between(read, meaning[name]))
+        twin = published.by_name.get(_NUMBER.sub("", piece.node.name))
+        if not nodes and twin is not None:
+            nodes = {_label(twin): twin}
         if nodes and list(nodes) != [piece.node.name or piece.label]:
             sources[piece.label] = tuple(nodes)
         scope = next((node.scope for node in nodes.values() if node.scope), "")
@@ -121,15 +133,17 @@ def _label(node: Node) -> str:
 def _meaning(piece: Piece, name: str, read: Sequence[str], published: _Published) -> str:
     """Return which tensor of the published graph a piece writes."""
     node = piece.node
-    plain = name.removeprefix(PREFIX)
+    plain = name.removeprefix(PREFIX).removesuffix(_COPY)
     if plain in published.writer:
         return plain
-    if node.op_type in {"ReorderInput", "ReorderOutput"}:
+    twin = published.by_name.get(_NUMBER.sub("", node.name))
+    if node.op_type in {"ReorderInput", "ReorderOutput"} or (node.op_type == "Transpose" and twin is None):
         return read[0]
     if node.domain != DOMAIN:
-        twin = published.by_name.get(node.name)
         at = list(node.output).index(name)
-        return twin.outputs[at] if twin is not None and at < len(twin.outputs) else plain
+        if twin is None or at >= len(twin.outputs):
+            return plain
+        return published.quantized(twin.outputs[at]) if node.op_type.startswith("Q") else twin.outputs[at]
     tensor: str = node.name.removesuffix(SUFFIX).removeprefix(PREFIX)
     if node.op_type == "Conv" and len(node.input) > 3 and node.input[3]:
         tensor = published.summed(tensor, read[piece.positions[3]])

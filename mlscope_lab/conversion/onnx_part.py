@@ -229,15 +229,15 @@ def _model(pieces: Pieces, chosen: Sequence[Piece], given: Mapping[str, Array], 
     graph.node.extend(around[0])
     graph.node.extend(around[1])
     graph.node.extend(reorder_node(f"{n}{_BLOCKED}", n, channels=wanted[n].shape[1]) for n in leaving)
-    # known lengths would be followed into branches that are not taken, and need not fit there
-    branching = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
-    for value in graph.input:
-        if value.name in given:
-            value.type.tensor_type.shape.SetInParent()
-            for length in given[value.name].shape:
-                value.type.tensor_type.shape.dim.add(**({} if branching else {"dim_value": length}))
     for name, array in wanted.items():
         graph.output.add(name=name, type=_type_of(name, array, pieces))
+    # known lengths would be followed into branches that are not taken, and need not fit there
+    branching = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
+    for value, arrays in [*((v, given) for v in graph.input), *((v, wanted) for v in graph.output)]:
+        if value.name in arrays:
+            value.type.tensor_type.shape.SetInParent()
+            for length in arrays[value.name].shape:
+                value.type.tensor_type.shape.dim.add(**({} if branching else {"dim_value": length}))
     load_external_data_for_model(model, str(pieces.folder))
     used = set(_domains(graph.node)) | ({DOMAIN} if entering or leaving else set())
     imports = [entry for entry in model.opset_import if entry.domain in used]
