@@ -38,6 +38,7 @@ def comparison_json(found: Comparison, *, worst: int) -> dict[str, Any]:
         "alignment": attrs["alignment"], "unmatched": found.unmatched().to_dict("records"),
         "observer_effect": attrs["observer_effect"], "samples": found.samples().to_dict("records"),
         "calibration": attrs.get("calibration", {}), "warnings": attrs["warnings"], "failure": attrs.get("failure"),
+        "repro": attrs.get("repro"),
     }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def print_comparison(out: Console, found: Comparison, *, worst: int) -> None:
                                   f"{aligned['compute_b']} (b)" if "compute_a" in aligned else None),
         ("without a partner", f"{listed}{more}" if unpaired else None),
         ("observer effect", _observed(said)),
+        ("repro", f"{said['repro']['folder']} (off by {_number(said['repro']['max_abs'])})" if said["repro"] else None),
         ("stored as", said["run_id"]),
         ("judge it anew", f"mlscope judge {said['run_id']} --tolerance atol=1e-4,rtol=1e-3"),
     ])  # fmt: skip

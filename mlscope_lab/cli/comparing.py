@@ -188,6 +188,14 @@ def compare(
     keep_tensors: Annotated[
         bool, typer.Option("--keep-tensors", help="Also store all values; they are large.")
     ] = False,
+    repro: Annotated[
+        Path | None,
+        typer.Option(
+            "--repro",
+            metavar="FOLDER",
+            help="Also write the smallest ONNX model that shows the difference, with inputs.",
+        ),
+    ] = None,
     html: Html = None,
     worst: Worst = 8,
     as_json: AsJson = False,
@@ -208,7 +216,7 @@ def compare(
     --json: {"run_id", "status", "model", "sides": [a, b], "diverges", "sentence", "explanation", "consequence",
     "first_divergent" and "culprit" (a pair or null), "pairs" (count), "judged", "beyond", "worst": [pair, ...],
     "alignment", "unmatched": [{"side", "operation", "type", "reason"}], "observer_effect", "samples", "calibration",
-    "warnings", "failure", "page"}. A pair has the columns of ml.compare(...).pairs().
+    "warnings", "failure", "repro", "page"}. A pair has the columns of ml.compare(...).pairs().
     """
     names, files = _models_and_files(models)
     one, other = _sides(names, a, b)
@@ -221,7 +229,7 @@ def compare(
             found = run(
                 one, other, given, tolerance=tolerance, fixes=() if fixes is None else fixes, shadow=shadow,
                 calibrate=tuple(calibrate or ("rounding",)), keep_tensors=keep_tensors, limit=limit,
-                settings=load_settings(),
+                repro=repro, settings=load_settings(),
             )  # fmt: skip
     except ComparisonError as error:
         from mlscope_lab.divergence.result import Comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["synthetic_comparison"]
 Array = npt.NDArray[Any]
 
 _CLASSES = 10
+_NOISE = 1.5
+"""How many times its actual error a value moves when it is perturbed."""
 _BLOCK = (
     ("expand", "convolution", "aten::conv2d;aten::batch_norm", "Conv"),
     ("expand_act", "activation", "aten::hardtanh", "Clip"),
@@ -44,33 +47,50 @@ def _side(backend: str, version: str, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def _values(pairs: int, fault_at: int | None, magnitude: float, shape: tuple[int, int, int], seed: int) -> list[
-    tuple[Array, Array, float, Array]
-]:  # fmt: skip
-    """Return for each pair the reference's value, its error on the other side, the noise, and the error injected."""
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """A value of the reference and what is wrong with it on the other side: in all, and by its own layer."""
+
+    a: Array
+    error: Array
+    own: Array
+    noise: float
+    own_noise: float
+
+
+def _values(pairs: int, fault_at: int | None, magnitude: float, shape: tuple[int, int, int], seed: int) -> list[_Value]:
     random = np.random.default_rng(seed)
-    found: list[tuple[Array, Array, float, Array]] = []
+    found: list[_Value] = []
     eps = float(np.finfo(np.float32).eps)
-    inherited = np.zeros((1, *shape))
+    # what rounding and the fault leave to later layers, apart
+    rounded, wrong = np.zeros((1, *shape)), np.zeros((1, *shape))
     for p in range(pairs):
         tail = pairs - p
         size = (1, *shape) if tail > 2 else (1, shape[0]) if tail == 2 else (1, _CLASSES)
         a = random.normal(scale=random.uniform(0.5, 3.0), size=size)
         if tail > 2 and p % len(_BLOCK) in {2, 4}:
             a = np.clip(a, 0, 6)
-        if inherited.shape != size:  # pooled, then classified
-            inherited = inherited[:, :, 0, 0] if tail == 2 else np.resize(inherited, size)
-        # errors move to other channels and change a little in size from layer to layer
-        inherited = np.roll(inherited, 1, axis=1) * random.uniform(0.9, 1.08)
-        noise = 0.0 if p == 0 else 2.0 * eps * float(np.abs(a).max()) * (1.0 + 0.1 * p)
-        own = random.uniform(-0.9, 0.9, size=size) * noise / (1.0 + 0.1 * p)
+        own = random.uniform(-2.0, 2.0, size=size) * eps * float(np.abs(a).max()) if p else np.zeros(size)
+        fault = np.zeros(size)
         if p == fault_at:
-            wrong = random.normal(scale=magnitude * float(np.sqrt((a**2).mean())), size=size)
-            wrong[:, shape[0] // 2 if len(size) == 4 else size[1] // 2 :] *= 0.02  # it sits in some channels
-            own = own + wrong
-        inherited = inherited + own
-        found.append((a, inherited, noise, own))
+            fault = random.normal(scale=magnitude * float(np.sqrt((a**2).mean())), size=size)
+            fault[:, size[1] // 2 :] *= 0.02  # it sits in some channels
+        # errors move to other channels and change a little in size from layer to layer
+        gain = random.uniform(0.9, 1.08)
+        rounded = own + gain * np.roll(_of_size(rounded, size), 1, axis=1)
+        wrong = fault + gain * np.roll(_of_size(wrong, size), 1, axis=1)
+        found.append(_Value(
+            a=a, error=rounded + wrong, own=own + fault, noise=_NOISE * float(np.abs(rounded).max()),
+            own_noise=_NOISE * float(np.abs(own).max()),
+        ))  # fmt: skip
     return found
+
+
+def _of_size(error: Array, size: tuple[int, ...]) -> Array:
+    """Return an error as the next layer inherits it: pooled, then classified, where the shape changes."""
+    if error.shape == size:
+        return error
+    return error[:, :, 0, 0] if error.shape[:2] == size else np.resize(error, size)
 
 
 def _identity(p: int, pairs: int, shape: tuple[int, ...], names: Mapping[int, str]) -> dict[str, Any]:
@@ -106,18 +126,17 @@ def _identity(p: int, pairs: int, shape: tuple[int, ...], names: Mapping[int, st
     }  # fmt: skip
 
 
-def _noise(rounding: float, error: Array, scale: float, p: int) -> dict[str, Any]:
+def _noise(value: _Value, scale: float, p: int) -> dict[str, Any]:
     """Return what rounding does to pair `p`, and what its group makes of the reference's inputs; unjudged yet."""
     from mlscope_lab.divergence.judging import injection_tolerance, judge_injections
 
-    # a replay of the group alone adds no more rounding than one layer makes
-    injected, limit = (np.array([x if p else np.nan]) for x in (float(np.abs(error).max()), rounding / (1.0 + 0.1 * p)))
+    injected = np.array([float(np.abs(value.own).max()) if p else np.nan])
+    limit = injection_tolerance(np.array([value.own_noise if p else np.nan]))
     return {
-        "noise_a": rounding, "noise_b": 0.8 * rounding, "atol": np.nan, "rtol": np.nan, "tolerance_source": "",
+        "noise_a": value.noise, "noise_b": 0.8 * value.noise, "atol": np.nan, "rtol": np.nan, "tolerance_source": "",
         "share_out_low": np.nan, "share_out_high": np.nan, "diverges": -1, "injected_max_abs": float(injected[0]),
-        "injected_l2_relative": float(np.sqrt((error**2).mean())) / scale if p else np.nan,
-        "injected_tolerance": float(injection_tolerance(limit)[0]),
-        "injects": int(judge_injections(injected, injection_tolerance(limit))[0]),
+        "injected_l2_relative": float(np.sqrt((value.own**2).mean())) / scale if p else np.nan,
+        "injected_tolerance": float(limit[0]), "injects": int(judge_injections(injected, limit)[0]),
     }  # fmt: skip
 
 
@@ -174,14 +193,13 @@ def synthetic_comparison(
         raise ValueError(f"a comparison has at least 4 pairs and its fault at one of 1 to pairs - 1, not {fault_at}")
     found = _values(pairs, fault_at, magnitude, (channels, size, size), seed)
     rows, measures = [], []
-    for p, (a, error, rounding, own) in enumerate(found):
+    for p, value in enumerate(found):
         pair = PairAccumulator(channel_axis=1, threads=1)
-        pair.add(a, a + error)
+        pair.add(value.a, value.a + value.error)
         measures.append(pair.result())
-        noise = _noise(rounding, own, measures[-1].rms_a, p)
-        rows.append({**_identity(p, pairs, a.shape, rename or {}), **noise})
-    logits = {"a_logits": found[-1][0].astype(np.float32),
-              "b_logits": (found[-1][0] + found[-1][1]).astype(np.float32)}  # fmt: skip
+        rows.append(_identity(p, pairs, value.a.shape, rename or {}) | _noise(value, measures[-1].rms_a, p))
+    last = found[-1]
+    logits = {"a_logits": last.a.astype(np.float32), "b_logits": (last.a + last.error).astype(np.float32)}
     top = [int(x[0].argmax()) for x in logits.values()]
     compute = sum("convolution" in row["kinds"] or row["kinds"] == "product" for row in rows)
     lengths = [len(m.channel_rms_error) for m in measures]
@@ -228,8 +246,10 @@ def synthetic_comparison(
         "not_replayed": {"0": "it is an input"}, "warnings": [], "unavailable": {},
         "environment": synthetic_environment(),
     } | changes  # fmt: skip
-    kept = {f"t{p:05d}": {"a": a, "b": a + error, "name": rows[p]["value_a"], "pair": p}
-            for p, (a, error, _, _) in enumerate(found)} if keep_tensors else None  # fmt: skip
+    kept = None
+    if keep_tensors:
+        kept = {f"t{p:05d}": {"a": v.a, "b": v.a + v.error, "name": rows[p]["value_a"], "pair": p}
+                for p, v in enumerate(found)}  # fmt: skip
     tree = build_comparison(attrs=attrs, groups=groups, quantiles=QUANTILES, outputs=logits, tensors=kept)
     return judge_tree(tree, tolerance)
 

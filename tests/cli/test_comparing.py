@@ -143,6 +143,89 @@ def test_comparisons_are_listed_written_and_deleted(
     assert workspace.json("report", ids[0], "-o", tmp_path / "a.html")["run_id"] == ids[0]
     assert workspace.json("report", "latest", "--comparison", "-o", tmp_path / "b.html")["run_id"] == ids[1]
     assert workspace.invoke("report", "latest", "-o", tmp_path / "c.html").exit_code == 1
+    assert f"mlscope judge {ids[0]}" in workspace.invoke("open", ids[0]).stderr
     assert workspace.json("delete", ids[0], "--yes")["deleted"] == ids[0]
     assert [row["run_id"] for row in workspace.json("comparisons")] == ids[1:]
     assert workspace.invoke("judge", ids[0]).exit_code == 1
+
+
+def two_files(folder: Path, *, wrong: float) -> tuple[Path, Path, Path]:
+    """Write a network of three layers, a copy whose second one adds `wrong`, and an input; return their paths."""
+    onnx = pytest.importorskip("onnx")
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(5)
+    weights = {n: random.normal(size=(16, 16)).astype(np.float32) / 4 for n in ("w1", "w2", "w3")}
+    paths = []
+    for name, bias in (("clean", 0.0), ("broken", wrong)):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w1"], ["h1"], name="first"),
+            helper.make_node("Relu", ["h1"], ["r1"], name="first_act"),
+            helper.make_node("Gemm", ["r1", "w2", "bias"], ["h2"], name="second"),
+            helper.make_node("Relu", ["h2"], ["r2"], name="second_act"),
+            helper.make_node("MatMul", ["r2", "w3"], ["scores"], name="third"),
+        ]
+        graph = helper.make_graph(
+            nodes, name, [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 16])],
+            [numpy_helper.from_array(w, n) for n, w in weights.items()]
+            + [numpy_helper.from_array(np.full(16, bias, dtype=np.float32), "bias")],
+        )  # fmt: skip
+        paths.append(folder / f"{name}.onnx")
+        onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]), paths[-1])
+    np.save(folder / "x.npy", random.normal(size=(1, 16)).astype(np.float32))
+    return paths[0], paths[1], folder / "x.npy"
+
+
+def test_one_model_run_in_two_ways_agrees(workspace: Workspace) -> None:
+    pytest.importorskip("onnxruntime")
+    said = workspace.json("compare", "tiny-classifier", workspace.red, "--a", "onnxruntime", "--b",
+                          "graph_optimization=none,threads=1")  # fmt: skip
+    assert said["diverges"] is False
+    assert said["alignment"]["paired_a"] == said["alignment"]["compute_a"] > 0
+    assert said["samples"][0]["sample"] == "red.png"
+    assert workspace.json("comparisons")[0]["run_id"] == said["run_id"]
+
+
+def test_a_wrong_layer_of_another_file_is_named_and_judged_anew(workspace: Workspace, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    clean, broken, x = two_files(tmp_path, wrong=0.5)
+    done = workspace.invoke("compare", clean, broken, x, "--json", "--html", tmp_path / "page.html", "--repro",
+                            tmp_path / "repro")  # fmt: skip
+    assert done.exit_code == 4, done.stderr
+    said = json.loads(done.stdout)
+    assert "second" in said["first_divergent"]["operations_b"]
+    assert said["culprit"]["pair"] == said["first_divergent"]["pair"]
+    assert said["culprit"]["max_abs_error"] == pytest.approx(0.5, rel=1e-5)
+    assert said["repro"]["max_abs"] == pytest.approx(0.5, rel=1e-5)
+    assert (tmp_path / "repro").is_dir()
+    page = (tmp_path / "page.html").read_text()
+    assert "mlscope compare" in page
+    assert str(tmp_path / "repro") in page
+    assert workspace.invoke("judge", said["run_id"], "--tolerance", "atol=100").exit_code == 0
+    assert workspace.invoke("judge", said["run_id"], "--tolerance", "atol=1e-6").exit_code == 4
+    malformed = workspace.invoke("judge", said["run_id"], "--tolerance", "atol=wide")
+    assert malformed.exit_code == 1
+    assert "must be a number" in malformed.stderr
+
+
+def test_models_of_other_inputs_are_bad_input(workspace: Workspace, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    clean, _, x = two_files(tmp_path, wrong=0.0)
+    done = workspace.invoke("compare", clean, workspace.manifests / "tiny.onnx", x)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "Unexpected" not in done.stderr
+    assert done.stderr.startswith("Error: ")
+
+
+def test_bisect_finds_the_layer_that_must_stay(workspace: Workspace, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    clean, broken, x = two_files(tmp_path, wrong=5.0)
+    said = workspace.json("bisect", clean, broken, x)
+    assert said["holds"] is True
+    assert ["second" in layer["operations"] for layer in said["must_stay"]] == [True]
+    assert said["error_all"] > said["limit"] >= said["error_result"]
+    shown = workspace.invoke("bisect", clean, broken, x)
+    assert shown.exit_code == 0
+    assert "Must stay on a" in shown.stdout
