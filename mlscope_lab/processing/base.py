@@ -74,7 +74,11 @@ class Pipeline:
 
     def to_specs(self) -> list[dict[str, Any]]:
         """Return the steps as data, every default written out."""
-        return [{"step": name, **dataclasses.asdict(step)} for name, step in zip(self.names, self.steps, strict=True)]
+        # parameters are plain values and tuples, so they need no copies; a vocabulary has thirty thousand entries
+        return [
+            {"step": name, **{field.name: getattr(step, field.name) for field in dataclasses.fields(step)}}
+            for name, step in zip(self.names, self.steps, strict=True)
+        ]
 
     def __call__(self, value: Any) -> Any:
         """Apply all steps."""

@@ -24,7 +24,8 @@ def row(found, name):
 
 @pytest.fixture(scope="module")
 def classifier(shared):
-    return ml.load("efficientnet-lite0", backend="onnxruntime", settings=shared)
+    pytest.importorskip("torch")
+    return ml.load("efficientnet-lite0", backend="pytorch", settings=shared)
 
 
 @pytest.fixture(scope="module")
