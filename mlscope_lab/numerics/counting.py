@@ -28,7 +28,7 @@ from mlscope_lab.numerics.bins import (
     LinearBins,
 )  # fmt: skip
 from mlscope_lab.numerics.layout import PIECE, Layout, Piece
-from mlscope_lab.numerics.totals import POWERS, Totals
+from mlscope_lab.numerics.totals import POWERS, Totals, scaled_sums
 
 __all__ = ["Counter", "Workspace", "is_single", "split_difference"]
 
@@ -130,7 +130,7 @@ class Counter:
         for side in (0, 1):
             total.finite[side] += n
             total.add_range(side, lows[side], highs[side])
-        sums = np.zeros(len(POWERS), dtype=np.float64)
+        sums = np.zeros(POWERS.shape[1], dtype=np.float64)
         sums[of.AA], sums[of.BB], sums[of.AB] = _dot(a64, a64), _dot(b64, b64), _dot(a64, b64)
         sums[of.OWN_A], sums[of.OWN_AA] = np.add.reduce(a64), sums[of.AA]
         sums[of.OWN_B], sums[of.OWN_BB] = np.add.reduce(b64), sums[of.BB]
@@ -144,7 +144,7 @@ class Counter:
             at = int(size.argmax())
             total.add_worst(largest, piece.place(at, self._layout), float(one[at]), float(other[at]))
         sums[of.REL] = self._relative(a64, size, zeros=lows[0] <= 0.0 <= highs[0])
-        self._add_sums(piece, sums, 0, lines, squares, None)
+        self._add_sums(piece, sums, (0, 0), lines, squares, None)
         self._count_joint(one, size, max(-lows[0], highs[0]), largest)
         self._count_values(one, other)
         if self._linear is not None:
@@ -152,19 +152,25 @@ class Counter:
             total.linear[1] += self._linear.count(other)
 
     def _add_sums(
-        self, piece: Piece, sums: Array, exponent: int, lines: Array, squares: Array, counts: Array | None
+        self,
+        piece: Piece,
+        sums: Array,
+        exponents: tuple[int, int],
+        lines: Array,
+        squares: Array,
+        counts: Array | None,
     ) -> None:
-        """Add sums in units of 2 ** exponent, and what is known of lines; `counts` None where all are comparable."""
-        before = self._total.exponent
-        shift = self._total.shift_for(exponent)
-        if before is not None and before < exponent:
-            self._squares = np.ldexp(self._squares, 2 * (before - exponent))
-        self._total.sums += np.ldexp(sums, POWERS * shift) if shift else sums
+        """Add sums in units of these exponents, and what is known of lines; `counts` None where all are comparable."""
+        before = self._total.exponents
+        shift = self._total.shift_for(exponents)
+        if before is not None and before[1] < exponents[1]:
+            self._squares = np.ldexp(self._squares, 2 * (before[1] - exponents[1]))
+        self._total.sums += scaled_sums(sums, shift)
         across = self._layout.across
         first, size = (piece.column, piece.width) if across else (piece.row, piece.rows)
         where = slice(first, first + size)
         np.maximum(self._largest[where], lines, out=self._largest[where])
-        self._squares[where] += np.ldexp(squares, 2 * shift) if shift else squares
+        self._squares[where] += np.ldexp(squares, 2 * shift[1]) if shift[1] else squares
         self._counts[where] += (piece.rows if across else piece.width) if counts is None else counts
 
     def _relative(self, a: Array, size: Array, *, zeros: bool) -> float:
@@ -279,48 +285,41 @@ class Counter:
             total.inf[side] += int(np.count_nonzero(np.isinf(x)))
             if own[side].size:
                 total.add_range(side, float(own[side].min()), float(own[side].max()))
-        most = max((float(np.abs(x).max()) for x in own if x.size), default=0.0)
-        power = int(np.frexp(most)[1])
-        power = 0 if abs(power) < _SAFE or not most else power
-        clean = [np.where(both, np.ldexp(x, -power), 0.0) for x in (one, other)]
-        # errors, too, in units of 2 ** power, so that none overflows
-        scaled = clean[1] - clean[0] if power else np.where(both, error, 0.0)
-        sums = np.zeros(len(POWERS), dtype=np.float64)
-        sums[of.AA], sums[of.BB], sums[of.AB] = (
-            _dot(clean[0], clean[0]), _dot(clean[1], clean[1]), _dot(clean[0], clean[1])
-        )  # fmt: skip
-        for side, (plain, square) in enumerate(((of.OWN_A, of.OWN_AA), (of.OWN_B, of.OWN_BB))):
-            mine = np.ldexp(own[side], -power)
-            sums[plain], sums[square] = mine.sum(), _dot(mine, mine)
-        squares = self._line_squares(piece, scaled)
-        sums[of.SQUARE] = squares.sum()
-        size = np.abs(scaled)
-        sums[of.ABS] = size.sum()
-        shown = np.where(apart, np.inf, size)
-        table = apart.reshape(piece.rows, piece.width)
-        counts = (piece.rows if across else piece.width) - table.sum(axis=0 if across else 1)
         with np.errstate(all="ignore"):
+            size = np.where(both, np.abs(error), 0.0)
+            # two finite values may be further apart than float64 can say
+            part, doublings = (other / 2 - one / 2, 1) if np.isinf(size).any() else (error, 0)
+            exponents = _exponent(*own), _exponent(part[both]) + doublings
+            clean = [np.where(both, np.ldexp(x, -exponents[0]), 0.0) for x in (one, other)]
+            scaled = np.where(both, np.ldexp(part, doublings - exponents[1]), 0.0)
+            sums = np.zeros(POWERS.shape[1], dtype=np.float64)
+            sums[of.AA], sums[of.BB], sums[of.AB] = (
+                _dot(clean[0], clean[0]), _dot(clean[1], clean[1]), _dot(clean[0], clean[1])
+            )  # fmt: skip
+            for side, (plain, square) in enumerate(((of.OWN_A, of.OWN_AA), (of.OWN_B, of.OWN_BB))):
+                mine = np.ldexp(own[side], -exponents[0])
+                sums[plain], sums[square] = mine.sum(), _dot(mine, mine)
+            squares = self._line_squares(piece, scaled)
+            sums[of.SQUARE] = squares.sum()
+            sums[of.ABS] = np.abs(scaled).sum()
+            sums[of.REL] = self._relative_any(one[both], part[both], doublings)
+            shown = np.where(apart, np.inf, size)
             at = int(shown.argmax())
-            total.add_worst(
-                float(np.ldexp(shown[at], power)), piece.place(at, self._layout), float(one[at]), float(other[at])
-            )
-            sums[of.REL] = self._relative_any(one[both], other[both], error[both])
-            largest = np.ldexp(self._line_largest(piece, shown), power)
-            self._add_sums(piece, sums, power, largest, squares, counts)
+            total.add_worst(float(shown[at]), piece.place(at, self._layout), float(one[at]), float(other[at]))
+            table = apart.reshape(piece.rows, piece.width)
+            counts = (piece.rows if across else piece.width) - table.sum(axis=0 if across else 1)
+            self._add_sums(piece, sums, exponents, self._line_largest(piece, shown), squares, counts)
             if apart.any():
                 total.max_rel = np.inf
-            self._sketch_any(one, other, np.where(both, np.abs(error), 0.0), agree, apart)
+            self._sketch_any(one, other, size, agree, apart)
 
-    def _relative_any(self, a: Array, b: Array, error: Array) -> float:
+    def _relative_any(self, a: Array, part: Array, doublings: int) -> float:
+        """Return the sum of relative errors, as `_relative` does; an error is `part`, doubled so often."""
         there = a != 0.0
         if not there.any():
             return 0.0
-        a, b, error = a[there], b[there], error[there]
-        relative = np.abs(error) / np.abs(a)
-        over = np.isinf(error)
-        if over.any():  # two finite values further apart than float64 can say
-            relative[over] = np.abs(b[over] / 2 - a[over] / 2) / np.abs(a[over] / 2)
-        self._total.relative += a.size
+        relative = np.ldexp(np.abs(part[there]) / np.abs(a[there]), doublings)
+        self._total.relative += relative.size
         self._total.max_rel = max(self._total.max_rel, float(relative.max()))
         return float(relative.sum())
 
@@ -352,6 +351,13 @@ def _flat(x: Array, buffer: Array) -> Array:
     copy = buffer[: x.size]
     np.copyto(copy.reshape(x.shape), x)
     return copy
+
+
+def _exponent(*values: Array) -> int:
+    """Return the exponent of the largest value, 0 where squares of such are normal numbers."""
+    largest = max((float(np.abs(x).max()) for x in values if x.size), default=0.0)
+    exponent = int(np.frexp(largest)[1]) if np.isfinite(largest) else 0
+    return 0 if abs(exponent) < _SAFE else exponent
 
 
 def _bits(x: Array) -> Array:

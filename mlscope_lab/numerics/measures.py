@@ -236,7 +236,7 @@ class PairAccumulator:
     def result(self) -> PairMeasures:
         """Return the measures of all that was added."""
         total = self._total or Totals(0)
-        sums, power = total.sums, total.exponent or 0
+        sums, (power, error_power) = total.sums, total.exponents or (0, 0)
         square, aa, bb, ab = (float(sums[i]) for i in (of.SQUARE, of.AA, of.BB, of.AB))
         error, place, worst_a, worst_b = total.worst
         error = error if total.count else math.nan
@@ -247,21 +247,25 @@ class PairAccumulator:
         one, other, middles = merged_values((total.values[0], total.values[0] + total.values[1]), max(map(abs, finite)))
         histograms = [linear.fold(m, middles) for m in (one, other)] if linear.folds else total.linear
         kl, js, hellinger = divergences(one, other)
-        rms = _scaled(_root(square, total.comparable), power)
+        rms = _root(square, total.comparable)
+        peak = _scaled(ends[1] / 2 - ends[0] / 2, -error_power)  # half of it, for the whole may overflow
         with np.errstate(all="ignore"):
-            channel_rms = np.ldexp(np.sqrt(total.channel_square / total.channel_count), power)
-        has_channels = self._channel_axis is not None and len(self._worst_shape) > 0
+            shown = slice(None if self._channel_axis is not None and self._worst_shape else 0)
+            root = np.sqrt(total.channel_square[shown] / total.channel_count[shown])
+            channel_rms = np.ldexp(root, error_power).astype(np.float32)
+            channel_max = total.channel_max[shown].astype(np.float32)
         return PairMeasures(
             count=total.count,
             max_abs_error=error,
-            mean_abs_error=_scaled(_over(float(sums[of.ABS]), total.comparable), power),
-            rms_error=rms,
+            mean_abs_error=_scaled(_over(float(sums[of.ABS]), total.comparable), error_power),
+            rms_error=_scaled(rms, error_power),
             max_rel_error=total.max_rel if total.max_rel >= 0 else math.nan,
             mean_rel_error=_over(float(sums[of.REL]), total.relative),
-            l2_relative=_norm_ratio(square, aa) if total.comparable else math.nan,
+            l2_relative=_scaled(_norm_ratio(square, aa), error_power - power) if total.comparable else math.nan,
             cosine=_cosine(aa, bb, ab) if total.comparable else math.nan,
-            sqnr_db=_decibel(math.sqrt(aa), math.sqrt(square)) if total.comparable else math.nan,
-            psnr_db=_decibel(ends[1] / 2 - ends[0] / 2, rms / 2) if total.comparable and total.finite[0] else math.nan,
+            sqnr_db=_decibel(_scaled(math.sqrt(aa), power - error_power), math.sqrt(square))
+            if total.comparable else math.nan,
+            psnr_db=_decibel(peak, rms / 2) if total.comparable and total.finite[0] else math.nan,
             kl_divergence=kl, js_divergence=js, hellinger=hellinger,
             nan_a=total.nan[0], nan_b=total.nan[1], inf_a=total.inf[0], inf_b=total.inf[1],
             min_a=ends[0], max_a=ends[1], min_b=ends[2], max_b=ends[3],
@@ -274,8 +278,7 @@ class PairAccumulator:
             error_quantiles=quantiles(total.joint.sum(axis=1), QUANTILES, error),
             joint=fold_joint(total.joint), error_edges=ERROR_EDGES, reference_edges=REFERENCE_EDGES,
             histogram_a=histograms[0], histogram_b=histograms[1], bin_low=linear.low, bin_high=linear.high,
-            channel_max_abs_error=(total.channel_max if has_channels else total.channel_max[:0]).astype(np.float32),
-            channel_rms_error=(channel_rms if has_channels else channel_rms[:0]).astype(np.float32),
+            channel_max_abs_error=channel_max, channel_rms_error=channel_rms,
         )  # fmt: skip
 
 

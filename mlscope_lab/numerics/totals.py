@@ -9,14 +9,19 @@ import numpy.typing as npt
 
 from mlscope_lab.numerics.bins import BINS, ERROR_ROWS, REFERENCE_COLUMNS, VALUE_CODES
 
-__all__ = ["POWERS", "Totals"]
+__all__ = ["POWERS", "Totals", "scaled_sums"]
 
 Array = npt.NDArray[Any]
 
 # the sums: of |e|, e^2, a^2, b^2 and ab where both are finite; of relative errors; of each side's values and squares
 ABS, SQUARE, AA, BB, AB, REL, OWN_A, OWN_AA, OWN_B, OWN_BB = range(10)
-POWERS: Final = np.array([1, 2, 2, 2, 2, 0, 1, 2, 1, 2])
-"""By which power of the values' scale each sum grows."""
+POWERS: Final = np.array([[0, 0, 2, 2, 2, 0, 1, 2, 1, 2], [1, 2, 0, 0, 0, 0, 0, 0, 0, 0]])
+"""By which power of the scale of values, and of the scale of errors, each sum grows."""
+
+
+def scaled_sums(sums: Array, shift: tuple[int, int]) -> Array:
+    """Return sums after values and errors were multiplied by powers of two."""
+    return sums if shift == (0, 0) else np.asarray(np.ldexp(sums, np.array(shift) @ POWERS), dtype=np.float64)
 
 
 class Totals:
@@ -30,10 +35,9 @@ class Totals:
     Attributes
     ----------
     sums
-        float64, one for each of `POWERS`, in units of ``2 ** (exponent * power)``; ``channel_square`` is
-        such a one, too.
-    exponent
-        0, but for values whose squares do not fit float64.
+        float64, in units of 2 to the power of ``exponents @ POWERS``; ``channel_square`` grows as the second one.
+    exponents
+        Of values and of errors: 0, but where their squares do not fit float64; None before anything is added.
     comparable
         Elements with an error: finite on both sides, or NaN or the same infinity on both.
     relative
@@ -49,8 +53,8 @@ class Totals:
     """
 
     def __init__(self, channels: int) -> None:
-        self.sums = np.zeros(len(POWERS), dtype=np.float64)
-        self.exponent: int | None = None
+        self.sums = np.zeros(POWERS.shape[1], dtype=np.float64)
+        self.exponents: tuple[int, int] | None = None
         self.count = self.comparable = self.relative = 0
         self.finite = [0, 0]
         self.nan, self.inf = [0, 0], [0, 0]
@@ -64,16 +68,15 @@ class Totals:
         self.channel_square = np.zeros(channels, dtype=np.float64)
         self.channel_count = np.zeros(channels, dtype=np.int64)
 
-    def shift_for(self, exponent: int) -> int:
-        """Make sums in units of ``2 ** exponent`` fit in; return by which power of two they have to be multiplied."""
-        if self.exponent is None:
-            self.exponent = exponent
-        elif exponent > self.exponent:
-            shift = self.exponent - exponent
-            self.sums = np.ldexp(self.sums, POWERS * shift)
-            self.channel_square = np.ldexp(self.channel_square, 2 * shift)
-            self.exponent = exponent
-        return exponent - self.exponent
+    def shift_for(self, exponents: tuple[int, int]) -> tuple[int, int]:
+        """Make sums in units of these exponents fit in; return by which powers of two they have to be multiplied."""
+        mine = self.exponents or exponents
+        self.exponents = max(mine[0], exponents[0]), max(mine[1], exponents[1])
+        if self.exponents != mine:
+            shift = mine[0] - self.exponents[0], mine[1] - self.exponents[1]
+            self.sums = scaled_sums(self.sums, shift)
+            self.channel_square = np.ldexp(self.channel_square, 2 * shift[1])
+        return exponents[0] - self.exponents[0], exponents[1] - self.exponents[1]
 
     def add_range(self, side: int, low: float, high: float) -> None:
         """Take smallest and largest finite value of some elements."""
@@ -86,10 +89,10 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add what is known of other elements of the same tensor."""
-        if other.exponent is not None:
-            shift = self.shift_for(other.exponent)
-            self.sums += np.ldexp(other.sums, POWERS * shift)
-            self.channel_square += np.ldexp(other.channel_square, 2 * shift)
+        if other.exponents is not None:
+            shift = self.shift_for(other.exponents)
+            self.sums += scaled_sums(other.sums, shift)
+            self.channel_square += np.ldexp(other.channel_square, 2 * shift[1])
         self.count += other.count
         self.comparable += other.comparable
         self.relative += other.relative
