@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlscope_lab.backends.onnxruntime_branches import Conditions, Flat, bodies, captured
 from mlscope_lab.errors import UnsupportedModelError
 
 __all__ = ["Piece", "Pieces", "read_pieces", "type_proto"]
@@ -55,6 +56,8 @@ class Piece:
         Names of what it writes, without those left out.
     fixed
         Whether it computes the same in each run, for it reads constants alone.
+    conditions
+        Names of values, and what they must be for it to run: it lies in branches that depend on them.
     """
 
     label: str
@@ -64,6 +67,12 @@ class Piece:
     constants: tuple[str, ...]
     writes: tuple[str, ...]
     fixed: bool
+    conditions: Conditions = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of what must be there before it can run."""
+        return (*self.reads, *(name for name, _ in self.conditions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +116,25 @@ class Pieces:
 
         return numpy_helper.to_array(self.initializers[name], base_dir=str(self.folder))
 
-    def renamed(self) -> Any:
-        """Return the file's ModelProto with nodes in the order of `pieces`, called by their labels."""
+    def file(self, pieces: Sequence[Piece]) -> Any:
+        """Return the file's ModelProto with some of its pieces only, called by their labels, without branches."""
         import onnx
 
         model = onnx.ModelProto()
         model.CopyFrom(self.proto)
-        del model.graph.node[:]
-        for piece in self.pieces:
-            model.graph.node.append(piece.node)
-            model.graph.node[-1].name = piece.label
+        graph = model.graph
+        del graph.node[:], graph.initializer[:], graph.sparse_initializer[:], graph.value_info[:]
+        declared = {value.name for value in (*graph.input, *graph.output)}
+        used = {name for piece in pieces for name in piece.constants} | (declared & self.initializers.keys())
+        for name in used:
+            tensor = self.initializers[name]
+            (graph.initializer if hasattr(tensor, "raw_data") else graph.sparse_initializer).append(tensor)
+        for name in dict.fromkeys(name for piece in pieces for name in (*piece.reads, *piece.writes)):
+            if name in self.types and name not in declared:
+                graph.value_info.add(name=name, type=self.types[name])
+        for piece in pieces:
+            graph.node.append(piece.node)
+            graph.node[-1].name = piece.label
         return model
 
     def model(self, pieces: Sequence[Piece], inputs: Mapping[str, Any], outputs: Iterable[str]) -> Any:
@@ -182,21 +200,20 @@ def read_pieces(path: Path, name: str, order: Mapping[str, int] | None = None) -
     except (DecodeError, OSError, ValueError) as error:
         raise UnsupportedModelError(f"Model '{name}': {path.name} cannot be read as an ONNX model: {error}") from error
     for node in proto.graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             _drop_twins(body)
     graph = proto.graph
-    initializers: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
-    initializers |= {tensor.values.name: tensor for tensor in graph.sparse_initializer}
+    flat = Flat(graph)
+    initializers = flat.initializers
     listed = {value.name for value in graph.input}
     overridable = frozenset(listed & initializers.keys()) if proto.ir_version >= _IR else frozenset()
-    types = {v.name: v.type for v in (*graph.value_info, *graph.output, *graph.input) if v.type.WhichOneof("value")}
     known = listed | initializers.keys()
-    outputs = {value.name for value in graph.output}
+    shown = {value.name for value in graph.output} | flat.chosen
     fixed: set[str] = {name for name in initializers if name not in overridable}
     pieces = []
-    for node in graph.node:
-        captured = list(dict.fromkeys(_captured(node)))
-        unknown = [n for n in (*node.input, *captured) if n and n not in known]
+    for node, conditions in flat.nodes:
+        around = list(dict.fromkeys(captured(node)))
+        unknown = [n for n in (*node.input, *around) if n and n not in known]
         if unknown:
             raise UnsupportedModelError(
                 f"Model '{name}': node '{_plain_label(node)}' reads '{unknown[0]}', which nothing writes before it"
@@ -208,24 +225,24 @@ def read_pieces(path: Path, name: str, order: Mapping[str, int] | None = None) -
             positions.append(len(reads) if value else -1)
             if value:
                 reads.append(argument)
-        reads.extend(n for n in captured if n not in initializers and n not in reads)
-        constants = dict.fromkeys(n for n in (*node.input, *captured) if n in initializers)
+        reads.extend(n for n in around if n not in initializers and n not in reads)
+        constants = dict.fromkeys(n for n in (*node.input, *around) if n in initializers)
         writes = tuple(n for n in node.output if n)
         same = (
             node.op_type not in _RANDOM
             and fixed >= {*reads, *constants}
-            and not outputs & set(writes)
-            and not any(True for _ in _bodies(node))
+            and not shown & set(writes)
+            and not any(True for _ in bodies(node))
         )
         if same:
             fixed.update(writes)
         known.update(writes)
-        pieces.append(Piece("", node, tuple(reads), tuple(positions), tuple(constants), writes, same))
+        pieces.append(Piece("", node, tuple(reads), tuple(positions), tuple(constants), writes, same, conditions))
     if order is not None:
         pieces = _sorted(pieces, order)
     labels: set[str] = set()
     named = tuple(replace(piece, label=_label(piece.node, labels)) for piece in _just_in_time(pieces))
-    return Pieces(proto, path.parent, named, initializers, overridable, types)
+    return Pieces(proto, path.parent, named, initializers, overridable, flat.types)
 
 
 def _drop_twins(body: Any) -> None:
@@ -238,7 +255,7 @@ def _drop_twins(body: Any) -> None:
     for node in list(body.node):
         if node.op_type == "Constant" and node.output[0] in own:
             body.node.remove(node)
-        for deeper in _bodies(node):
+        for deeper in bodies(node):
             _drop_twins(deeper)
 
 
@@ -261,18 +278,22 @@ def _label(node: Any, taken: set[str]) -> str:
 
 def _sorted(pieces: Sequence[Piece], order: Mapping[str, int]) -> list[Piece]:
     """Return pieces in the given order as far as edges allow; what is not in it comes right after what it reads."""
-    writers = {name: i for i, piece in enumerate(pieces) for name in piece.writes}
+    writers: dict[str, list[int]] = {}  # of what a branch chooses, two
+    for i, piece in enumerate(pieces):
+        for name in piece.writes:
+            writers.setdefault(name, []).append(i)
     places: list[tuple[int, str]] = []
-    for piece in pieces:
+    waiting: list[int] = []
+    readers: dict[int, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        before = {j for name in piece.needs for j in writers.get(name, ())}
         names = [_ADDED.sub("", name) for name in (*piece.writes, piece.node.name)]
         place = next((order[name] for name in names if name in order), None)
         if place is None:
-            place = max((places[writers[name]][0] for name in piece.reads if name in writers), default=-1)
+            place = max((places[j][0] for j in before), default=-1)
         places.append((place, piece.writes[0] if piece.writes else piece.node.name))
-    waiting = [len({writers[name] for name in piece.reads if name in writers}) for piece in pieces]
-    readers: dict[int, list[int]] = {}
-    for i, piece in enumerate(pieces):
-        for j in {writers[name] for name in piece.reads if name in writers}:
+        waiting.append(len(before))
+        for j in before:
             readers.setdefault(j, []).append(i)
     ready = [(places[i], i) for i, count in enumerate(waiting) if not count]
     heapq.heapify(ready)
@@ -287,27 +308,6 @@ def _sorted(pieces: Sequence[Piece], order: Mapping[str, int]) -> list[Piece]:
     return found
 
 
-def _bodies(node: Any) -> Iterator[Any]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _captured(node: Any) -> Iterator[str]:
-    """Yield the names that a node's bodies read from around them."""
-    for body in _bodies(node):
-        own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-        own |= {tensor.values.name for tensor in body.sparse_initializer}
-        for inner in body.node:
-            for name in (*inner.input, *_captured(inner)):
-                if name and name not in own:
-                    yield name
-            own.update(inner.output)
-        # a body may return what lies around it as it is
-        yield from (value.name for value in body.output if value.name and value.name not in own)
-
-
 def _just_in_time(pieces: Sequence[Piece]) -> Iterator[Piece]:
     """Yield fixed pieces right before their first reader, so that no constant lives longer than it must."""
     writers = {name: piece for piece in pieces if piece.fixed for name in piece.writes}
@@ -318,7 +318,7 @@ def _just_in_time(pieces: Sequence[Piece]) -> Iterator[Piece]:
         waiting = [piece]
         while waiting:
             current = waiting[-1]
-            needed = [w for n in current.reads if (w := writers.get(n)) is not None and id(w) not in done]
+            needed = [w for n in current.needs if (w := writers.get(n)) is not None and id(w) not in done]
             if needed:
                 waiting.extend(reversed(needed))
                 continue

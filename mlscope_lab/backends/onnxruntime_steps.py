@@ -66,7 +66,6 @@ class OnnxRuntimeStepper(Stepper):
         self._constants: dict[str, Array] = {}
         self._sizes: dict[str, int] = {}
         self._ran: _Run | None = None
-        self._named = False
         self._notes: dict[str, None] = {}
 
     @property
@@ -77,13 +76,23 @@ class OnnxRuntimeStepper(Stepper):
     def graph_file(self) -> Path:
         """Return the optimised graph as an ONNX file, large constants in a file beside it; there until `close`.
 
-        Nodes are called as the operations of the graph that `run` returns, tensors as its values.
+        Nodes are called as the operations of the graph that `run` returns, tensors as its values. Of a graph that
+        branches it is what the last run took.
+
+        Raises
+        ------
+        SessionError
+            If the graph branches and nothing ran yet.
         """
         self._check()
-        if not self._named:
-            self._file.write_bytes(self._pieces.renamed().SerializeToString())
-            self._named = True
-        return self._file
+        pieces: Sequence[Piece] = self._pieces.pieces
+        if any(piece.conditions for piece in pieces):
+            if self._ran is None:
+                raise SessionError("The graph branches, so its file depends on what runs; call run(...) first")
+            pieces = self._ran.executed
+        path = self._file.with_name("ran.onnx")
+        path.write_bytes(self._pieces.file(pieces).SerializeToString())
+        return path
 
     # -- a run ------------------------------------------------------------------------------------------------------
 
@@ -101,6 +110,9 @@ class OnnxRuntimeStepper(Stepper):
             self._show(run, spec.name, None, receive, values, [])
         self._show_constants(run, receive)
         for position, piece in enumerate(self._pieces.pieces):
+            if piece.conditions and not self._taken(piece, values):
+                continue
+            run.executed.append(piece)
             values.update(self._compute(piece, values))
             if piece.fixed:
                 self._sizes.update((name, _size(values[name])) for name in piece.writes)
@@ -114,6 +126,20 @@ class OnnxRuntimeStepper(Stepper):
             for name in self._last_read[position]:
                 values.pop(name, None)
         return self._graph_of(run)
+
+    def _taken(self, piece: Piece, values: Mapping[str, Any]) -> bool:
+        """Tell whether the branches that a piece lies in are taken in this run."""
+        for name, wanted in piece.conditions:
+            array = self._known(name, values)  # missing where it lies in a branch that is not taken itself
+            if array is None or bool(array.reshape(-1)[0]) != wanted:
+                return False
+        return True
+
+    def _known(self, name: str, values: Mapping[str, Any]) -> Array | None:
+        """Return the array of a constant or of a value that is there; None for others."""
+        if name in self._pieces.initializers and name not in self._constants:
+            self._constants[name] = self._pieces.constant(name)
+        return self._constants[name] if name in self._constants else to_array(values[name]) if name in values else None
 
     def _partial(self) -> Graph | None:
         return self._graph_of(self._ran) if self._ran is not None else None
@@ -177,9 +203,7 @@ class OnnxRuntimeStepper(Stepper):
         """Return scale and zero point of an integer tensor, where they are known and hold for all of it."""
 
         def constant(of: str) -> Array | None:
-            if of in self._pieces.initializers and of not in self._constants:
-                self._constants[of] = self._pieces.constant(of)
-            return self._constants[of] if of in self._constants else to_array(values[of]) if of in values else None
+            return self._known(of, values)
 
         found = None
         if piece is not None:
@@ -342,6 +366,7 @@ class _Run:
         self.inputs: list[str] = []
         self.operations: list[Operation] = []
         self.pieces: list[Piece | None] = []
+        self.executed: list[Piece] = []
 
     @property
     def inputs_at(self) -> set[int]:
@@ -361,7 +386,7 @@ def _last_reads(pieces: Pieces) -> list[list[str]]:
     """Return by position of a piece what nobody reads after it."""
     last: dict[str, int] = {}
     for position, piece in enumerate(pieces.pieces):
-        last.update(dict.fromkeys((*piece.reads, *piece.writes), position))
+        last.update(dict.fromkeys((*piece.needs, *piece.writes), position))
     found: list[list[str]] = [[] for _ in pieces.pieces]
     for name, position in last.items():
         found[position].append(name)

@@ -169,12 +169,24 @@ class TestPublishedModels:
         assert len(graph.operations) > 10
 
     @pytest.mark.parametrize("options", [ONE, RAW], ids=["fused", "unfused"])
-    def test_silero_is_a_branch(self, models, options):
+    def test_silero_is_seen_into(self, models, options):
         graph, _, _ = stepped(models["silero-vad"], sound, options)
-        (branch,) = [o for o in graph.operations if o.type == "If"]
-        assert branch.kinds == ("control",)
-        names = {graph.values[i].name for i in branch.inputs}
-        assert {"input", "state"} <= names
+        types = [operation.type for operation in graph.operations]
+        assert "If" not in types
+        assert sum(o.kinds[0] == "convolution" for o in graph.operations) == 6
+        assert types.count("LSTM") == 1
+        slow, _, _ = stepped(models["silero-vad"], SLOW, options)
+        names = [{o.name for o in g.operations} for g in (graph, slow)]
+        assert any("then_branch" in name for name in names[0])
+        assert not any("then_branch" in name for name in names[1])
+        assert any("else_branch" in name for name in names[1])
+
+
+SLOW = {
+    "input": np.random.default_rng(0).normal(size=(1, 288)).astype(np.float32),
+    "state": np.zeros((2, 1, 128), np.float32),
+    "sr": np.array(8000, np.int64),
+}
 
 
 def noise_picture():
@@ -294,12 +306,23 @@ class TestWhatOnnxAllows:
         assert values["half"].dtype == np.float32
         np.testing.assert_array_equal(values["half"], plain["y"])
 
-    def test_branches_and_loops_read_what_is_around_them(self, tmp_path):
-        branch = helper.make_graph(
-            [helper.make_node("Mul", ["x", "w"], ["scaled"]), helper.make_node("Add", ["scaled", "r"], ["t"])],
-            "then", [], [floats("t")],
+    def test_branches_are_laid_out_and_loops_are_one(self, tmp_path):
+        deep = helper.make_graph(
+            [helper.make_node("Neg", ["t"], ["turned"], name="turn")], "deep", [], [floats("turned")]
         )  # fmt: skip
-        other = helper.make_graph([helper.make_node("Identity", ["r"], ["e"])], "else", [], [floats("e")])
+        flat = helper.make_graph([helper.make_node("Abs", ["t"], ["u"], name="size")], "flat", [], [floats("u")])
+        branch = helper.make_graph(
+            [
+                helper.make_node("Mul", ["x", "w"], ["scaled"], name="scale"),
+                helper.make_node("Add", ["scaled", "own"], ["t"], name="shift"),
+                helper.make_node("If", ["deeper"], ["e"], name="inner", then_branch=deep, else_branch=flat),
+            ],
+            "then", [], [floats("e"), floats("t")], initializer=[constant("own", np.float32([1, 1, 1]))],
+        )  # fmt: skip
+        other = helper.make_graph(
+            [helper.make_node("Sub", ["r", "own"], ["scaled"], name="down")], "else", [],
+            [floats("scaled"), floats("own")], initializer=[constant("own", np.float32([2, 2, 2]))],
+        )  # fmt: skip
         body = helper.make_graph(
             [
                 helper.make_node("Add", ["state", "chosen"], ["next"]),
@@ -311,22 +334,37 @@ class TestWhatOnnxAllows:
         )
         nodes = [
             helper.make_node("Relu", ["x"], ["r"], name="bend"),
-            helper.make_node("If", ["flag"], ["chosen"], name="branch", then_branch=branch, else_branch=other),
+            helper.make_node("If", ["flag"], ["chosen", "too"], name="branch", then_branch=branch, else_branch=other),
             helper.make_node("Loop", ["times", "", "x"], ["y"], name="loop", body=body),
         ]
+        flags = [value(name, TensorProto.BOOL, []) for name in ("flag", "deeper")]
         files = save(
-            tmp_path, nodes, [floats("x", 3), value("flag", TensorProto.BOOL, [])], [floats("y")],
+            tmp_path, nodes, [floats("x", 3), *flags], [floats("y"), floats("too")],
             initializers=[constant("times", np.int64(3)), constant("w", np.float32([1, 2, 3]))],
         )  # fmt: skip
-        for flag in (True, False):
-            feeds = {"x": np.float32([-1, 2, 3]), "flag": np.array(flag)}
-            graph, values, _ = stepped(files, feeds, RAW)
-            assert [o.type for o in graph.operations] == ["Relu", "If", "Loop"]
-            read = [[graph.values[i].name for i in o.inputs] for o in graph.operations]
-            assert sorted(read[1]) == ["flag", "r", "x"]
-            assert sorted(read[2]) == ["chosen", "x"]
-            assert graph.operations[1].parameter_count == 3
-            np.testing.assert_allclose(values["y"], feeds["x"] + 3 * values["chosen"])
+        expected = {
+            (True, True): ["Relu", "Mul", "Add", "Neg", "Loop"],
+            (True, False): ["Relu", "Mul", "Add", "Abs", "Loop"],
+            (False, True): ["Relu", "Sub", "Identity", "Loop"],
+        }
+        for (flag, deeper), types in expected.items():
+            feeds = {"x": np.float32([-1, 2, 3]), "flag": np.array(flag), "deeper": np.array(deeper)}
+            graph, values, plain = stepped(files, feeds, RAW)
+            assert sorted(o.type for o in graph.operations) == sorted(types)
+            read = {o.name: {graph.values[i].name for i in o.inputs} for o in graph.operations}
+            assert read["loop"] == {"chosen", "x"}
+            shifted = feeds["x"] * np.float32([1, 2, 3]) + 1
+            too = shifted if flag else np.full(3, 2)
+            chosen = (-shifted if deeper else np.abs(shifted)) if flag else np.maximum(feeds["x"], 0) - 2
+            np.testing.assert_allclose(values["chosen"], chosen)
+            np.testing.assert_allclose(plain["too"], too)
+            np.testing.assert_allclose(values["y"], feeds["x"] + 3 * chosen)
+        with opened(files, RAW) as session, session.open_stepper() as stepper:
+            with pytest.raises(SessionError, match="The graph branches"):
+                stepper.graph_file()
+            captured(stepper, feeds)
+            names = [node.name for node in onnx.load(stepper.graph_file()).graph.node]
+            assert sorted(names) == ["bend", "down", "loop", "too chosen"]
 
     def test_an_output_may_be_an_input_or_a_constant(self, tmp_path):
         nodes = [helper.make_node("Relu", ["x"], ["y"], name="bend")]
