@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from mlscope_lab.alignment.axes import Axes
 from mlscope_lab.alignment.confidence import confidences
 from mlscope_lab.alignment.doubts import without_doubtful
 from mlscope_lab.alignment.ends import paired_ends
 from mlscope_lab.alignment.groups import groups_of, is_layout
 from mlscope_lab.alignment.matching import match
-from mlscope_lab.alignment.network import Network, sample_shape
+from mlscope_lab.alignment.network import Network, nearest_matched, sample_shape
 from mlscope_lab.alignment.records import Alignment, Fix, Pair
 from mlscope_lab.alignment.scores import Scores
 from mlscope_lab.alignment.sketch import ValueSketch
@@ -111,7 +113,7 @@ def _alignment(
     writers = a.writers()
     ordered = sorted(pairs, key=lambda value: (writers.get(value, -1), value))
     groups = groups_of(a, ordered), groups_of(b, [pairs[one] for one in ordered])
-    axes = Axes()
+    orders = _orders(sides, scores, pairs, ordered)
     made = []
     for one, other, group_a, group_b in zip(ordered, (pairs[one] for one in ordered), *groups, strict=True):
         i, j = sides[0].of.get(one), sides[1].of.get(other)
@@ -123,7 +125,7 @@ def _alignment(
         made.append(
             Pair(
                 a=one, b=other, confidence=confidence, evidence=tuple(evidence) or ("structure",), group_a=group_a,
-                group_b=group_b, axes=axes.between(*_shapes(sides, one, other), *_sketches(sides, one, other)),
+                group_b=group_b, axes=orders[one],
             )
         )  # fmt: skip
     left = []
@@ -143,14 +145,39 @@ def _alignment(
     )  # fmt: skip
 
 
+def _orders(
+    sides: tuple[Network, Network], scores: Scores, pairs: Mapping[int, int], ordered: Sequence[int]
+) -> dict[int, tuple[int, ...] | None]:
+    """Return the order of axes of each pair, by a's value; None where it is b's own."""
+    a, b = sides
+    partner: dict[int, tuple[int, int]] = {}
+    for one in ordered:
+        if one in a.of and pairs[one] in b.of:
+            partner.setdefault(a.of[one], (a.of[one], b.of[pairs[one]]))
+    unequal = [False] * len(a)
+    for i in reversed(range(len(a))):
+        unequal[i] = any(
+            unequal[r] or (r in partner and _EQUAL < scores.distance[partner[r]] < np.inf) for r in a.readers[i]
+        )
+    before = nearest_matched(a.reads, range(len(a)), set(partner))
+    axes, found = Axes(), {}
+    by_tensor: dict[int, tuple[int, ...]] = {}
+    for one in ordered:
+        other, i = pairs[one], a.of.get(one, -1)
+        order = axes.between(
+            *_shapes(sides, one, other), a.sketch(one), b.sketch(other),
+            before=[by_tensor[r] for r in sorted(before[i]) if r in by_tensor] if i >= 0 else (),
+            heals=i < 0 or not unequal[i],
+        )  # fmt: skip
+        if i >= 0 and a.tensors[i].writer >= 0:
+            by_tensor.setdefault(i, order)
+        found[one] = None if order == tuple(range(len(order))) else order
+    return found
+
+
 def _shapes(sides: tuple[Network, Network], one: int, other: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     shapes = [sample_shape(side.graph.values[v].shape, side.batch) for side, v in zip(sides, (one, other), strict=True)]
     return shapes[0], shapes[1]
-
-
-def _sketches(sides: tuple[Network, Network], one: int, other: int) -> tuple[ValueSketch | None, ValueSketch | None]:
-    found = [side.sketch(v) for side, v in zip(sides, (one, other), strict=True)]
-    return found[0], found[1]
 
 
 def _fixed(

@@ -25,9 +25,16 @@ class Axes:
         self._habits: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def between(
-        self, a: tuple[int, ...], b: tuple[int, ...], one: ValueSketch | None, other: ValueSketch | None
-    ) -> tuple[int, ...] | None:
-        """Return the order of b's axes in which its elements stand as a's do, None if it is their own.
+        self,
+        a: tuple[int, ...],
+        b: tuple[int, ...],
+        one: ValueSketch | None,
+        other: ValueSketch | None,
+        *,
+        before: Sequence[tuple[int, ...]] = (),
+        heals: bool = True,
+    ) -> tuple[int, ...]:
+        """Return the order of b's axes in which its elements stand as a's do.
 
         Parameters
         ----------
@@ -35,45 +42,42 @@ class Axes:
             Shapes of a sample, with the batch axis.
         one, other
             Their sketches, where there are any.
+        before
+            Orders that were found for the values that these are computed from.
+        heals
+            Whether all that is computed from these is equal again. If not, axes of one length that have changed places
+            since the values before are a fault to be seen, and no layout to be undone.
         """
+        own = tuple(range(len(b)))
         long_a = [i for i, n in enumerate(a) if n != 1]
         long_b = [i for i, n in enumerate(b) if n != 1]
         if len(long_b) < 2 or len(long_b) > _MOST:
-            return None
+            return own
         if sorted(a[i] for i in long_a) != sorted(b[i] for i in long_b):
-            return self._merged(a, b, long_b)
+            return self._merged(a, b)
         options = [p for p in permutations(long_b) if all(a[i] == b[j] for i, j in zip(long_a, p, strict=True))]
         orders = [_whole(a, b, long_a, p) for p in options]
-        chosen = self._choose(a, b, orders, [_cost(long_a, p, one, other) for p in options])
-        return None if chosen == tuple(range(len(b))) else chosen
-
-    def _choose(
-        self, a: tuple[int, ...], b: tuple[int, ...], orders: Sequence[tuple[int, ...]], costs: Sequence[float]
-    ) -> tuple[int, ...]:
-        ranks = (len(a), len(b))
+        costs = [_cost(long_a, p, one, other) for p in options]
         least = min(costs)
-        alike = [
-            order for order, cost in zip(orders, costs, strict=True)
-            if least > _DIFFERENT or cost <= _ALIKE * least + 1e-6
-        ]  # fmt: skip
+        alike = [order for order, cost in zip(orders, costs, strict=True)
+                 if least > _DIFFERENT or cost <= _ALIKE * least + 1e-6]  # fmt: skip
+        ranks = (len(a), len(b))
+        kept = [order for order in dict.fromkeys(before) if order in orders]
+        if len(kept) == 1 and (len(alike) > 1 or not heals):
+            return kept[0]
         if len(alike) == 1:
-            if len(orders) == 1 or least <= _DIFFERENT:
-                self._habits[ranks] = alike[0]
+            self._habits[ranks] = alike[0]
             return alike[0]
-        habit = self._habits.get(ranks)
-        own = tuple(range(len(b)))
-        for wanted in (habit, own, _moved(b, first=True), _moved(b, first=False)):
+        for wanted in (self._habits.get(ranks), own, _moved(b, first=True), _moved(b, first=False)):
             if wanted in alike:
                 return wanted
         return min(alike)
 
-    def _merged(self, a: tuple[int, ...], b: tuple[int, ...], long_b: Sequence[int]) -> tuple[int, ...] | None:
+    def _merged(self, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         """Return an order after which a reshape alone is left, where axes of b are merged in a."""
         habit = next((h for (_, rank), h in self._habits.items() if rank == len(b)), None)
-        for order in (habit, tuple(range(len(b)))):
-            if order is not None and _refines([b[i] for i in order], a):
-                return None if order == tuple(range(len(b))) else order
-        return None
+        own = tuple(range(len(b)))
+        return habit if habit is not None and _refines([b[i] for i in habit], a) else own
 
 
 def _refines(fine: Sequence[int], coarse: Sequence[int]) -> bool:
