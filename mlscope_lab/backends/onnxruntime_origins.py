@@ -52,7 +52,8 @@ class _Published:
             if not tensor or tensor in inputs or tensor in self.constants:
                 continue
             place = self.writer.get(tensor)
-            if place is None or len(found) > _LONGEST:
+            # what an If writes, nodes of its bodies wrote
+            if place is None or self.nodes[place].op == "If" or len(found) > _LONGEST:
                 return []
             if place not in found:
                 found.add(place)

@@ -175,6 +175,9 @@ class TestPublishedModels:
         assert "If" not in types
         assert sum(o.kinds[0] == "convolution" for o in graph.operations) == 6
         assert types.count("LSTM") == 1
+        fused = [o for o in graph.operations if o.type == "FusedConv"]
+        assert [len(o.sources) for o in fused] == ([2] * 5 if options is ONE else [])
+        assert all(o.sources in {(), (o.name,)} for o in graph.operations if o.type in {"Squeeze", "Identity", "LSTM"})
         slow, _, _ = stepped(models["silero-vad"], SLOW, options)
         names = [{o.name for o in g.operations} for g in (graph, slow)]
         assert any("then_branch" in name for name in names[0])
