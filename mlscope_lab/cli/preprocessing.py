@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["agreement", "sweep"]
 
 _SIDE_HELP = "A backend, or FIELD=VALUE with commas between them: backend=pytorch,precision=int8-dynamic."
+_WORTH_TELLING = 0.01
+"""Least excess of a pair that is printed: a hundredth of the probability."""
 _SIDE_NUMBERS = {"threads", "batch_size"}
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Most samples to take.")]
 Samples = Annotated[
@@ -129,7 +131,9 @@ def _print_sweep(out: Console, data: xr.Dataset, limit: int) -> None:
         columns.append(Column(title="explains", right=True, keep=8))
     rows = []
     order = data["explanation_rank"].values.argsort() if "fit" in data else range(data.sizes["variation"])
-    for i in list(order)[:limit]:
+    # hundreds of pairs would hide what one change does; those that tell something have a table of their own
+    singles = [i for i in order if data["size"].values[i] == 1]
+    for i in singles[:limit]:
         row: list[Any] = [data["name"].values[i]]
         if one:
             row += [_answer(data["label"].values[i, 0], data["top1"].values[i, 0]),
@@ -144,8 +148,26 @@ def _print_sweep(out: Console, data: xr.Dataset, limit: int) -> None:
         rows.append(row)
     if rows:
         print_table(out, columns, rows, title="Best explanations" if "fit" in data else "Largest effects")
-    if data.sizes["variation"] > limit:
-        out.print(f"  and {data.sizes['variation'] - limit} more; --limit-rows shows them")
+    if len(singles) > limit:
+        out.print(f"  and {len(singles) - limit} more; --limit-rows shows them")
+
+
+def _print_pairs(out: Console, data: xr.Dataset, count: int = 5) -> None:
+    """Print the pairs that do most beyond the sum of their parts."""
+    excess = data["excess"].values
+    found = [i for i in (-excess).argsort() if excess[i] > _WORTH_TELLING][:count]
+    if not found:
+        return
+    columns = [Column(title="pair", keep=9, shrink=True), Column(title="effect", right=True, keep=7),
+               Column(title="of its parts", right=True, keep=6),
+               Column(title="flips together", right=True, keep=5)]  # fmt: skip
+    effect, part = data["effect_mean"].values, data["part"].values
+    rows = [
+        (data["name"].values[i], f"{effect[i]:.3f}", " and ".join(f"{effect[p]:.3f}" for p in part[i]),
+         data["flips_together"].values[i])
+        for i in found
+    ]  # fmt: skip
+    print_table(out, columns, rows, title="Pairs that do more than their parts")
 
 
 @command
@@ -191,7 +213,9 @@ def sweep(
     if as_json:
         emit_json(sweep_json(data))
     else:
-        _print_sweep(console(), data, rows)
+        out = console()
+        _print_sweep(out, data, rows)
+        _print_pairs(out, data)
 
 
 def agreement_json(data: xr.Dataset) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import mlscope_lab as ml
 from mlscope_lab.artifacts import fetch
 from mlscope_lab.backends import load_backend
 from mlscope_lab.catalog import load_catalog
+from mlscope_lab.errors import InputError
 from mlscope_lab.handle import Model
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -127,9 +128,9 @@ def pitch(shared, tmp_path_factory):
     lite = tmp_path_factory.mktemp("pitch") / "nmp.tflite"
     shutil.copy(fetch(location, settings=shared).path, lite)
     with (
-        ml.load("basic-pitch", backend="onnxruntime", settings=shared) as onnx,
-        ml.load("basic-pitch", backend="tensorflow", settings=shared) as saved_model,
-        ml.load(lite, settings=shared) as tflite,
+        ml.load("basic-pitch", backend="onnxruntime", threads=1, settings=shared) as onnx,
+        ml.load("basic-pitch", backend="tensorflow", threads=1, settings=shared) as saved_model,
+        ml.load(lite, threads=1, settings=shared) as tflite,
     ):
         assert saved_model.subject.files.format == "saved_model"
         yield {"onnx": onnx, "saved_model": saved_model, "tflite": tflite}
@@ -169,6 +170,17 @@ def test_basic_pitch_as_two_sides(pitch):
     assert found["output_max_abs_error"].max() < 2e-5
 
 
+@pytest.mark.parametrize("form", ["saved_model", "tflite"])
+def test_basic_pitch_is_compared_layer_by_layer_across_forms(pitch, form, shared):
+    """Sixteen convolutions and as many matrix products in each form: all are paired, and none differs."""
+    sound = sounds()["two notes"].astype(np.float32).reshape(1, -1, 1)
+    found = ml.compare(pitch["onnx"], pitch[form], sound, shadow=False, calibrate=(), save=False, settings=shared)
+    alignment = found.tree.attrs["alignment"]
+    assert alignment["compute_a"] == alignment["compute_b"] >= 30
+    assert alignment["paired_a"] / alignment["compute_a"] >= 0.95
+    assert found.tree["samples"]["output_max_abs_error"].max() < 2e-5
+
+
 def voice():
     """Return a second of silence and two of something like a voice: a hum whose pitch and loudness move."""
     t = np.arange(32000) / 16000
@@ -186,8 +198,8 @@ def test_silero_hears_the_same_windows_in_both_forms(shared):
     needs("onnxruntime", "pytorch")
     sound = voice()
     with (
-        ml.load("silero-vad", backend="onnxruntime", settings=shared) as a,
-        ml.load("silero-vad-torchscript", backend="pytorch", settings=shared) as b,
+        ml.load("silero-vad", backend="onnxruntime", threads=1, settings=shared) as a,
+        ml.load("silero-vad-torchscript", backend="pytorch", threads=1, settings=shared) as b,
     ):
         state, context = np.zeros((2, 1, 128), np.float32), np.zeros((1, 64), np.float32)
         found = []
@@ -202,3 +214,9 @@ def test_silero_hears_the_same_windows_in_both_forms(shared):
     assert probabilities[:, 0].min() < 0.1
     assert probabilities[:, 0].max() > 0.5
     np.testing.assert_allclose(probabilities[:, 1], probabilities[:, 0], atol=5e-5)
+
+
+def test_silero_has_other_inputs_in_either_form_which_is_said(shared):
+    needs("onnxruntime", "pytorch")
+    with pytest.raises(InputError, match=r"The sides take different inputs: a .* takes input.*state.*; b .* takes x"):
+        ml.compare("silero-vad", "silero-vad-torchscript", voice(), save=False, settings=shared)
