@@ -29,6 +29,7 @@ _EXPECTED: Final = (
     (DeprecationWarning, "torch.ao.quantization is deprecated"),
     (UserWarning, "torch.quantize_per_tensor, torch.quantize_per_channel and other"),
     (UserWarning, "Please use quant_min and quant_max to specify the range for observers"),
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # of an exported graph when it is copied
 )
 
 
@@ -163,8 +164,15 @@ def _published(module: Any) -> Any:
 
 
 def _copied(module: Any, name: str) -> Any:
+    import torch
+
     try:
-        return copy.deepcopy(module)
+        # TorchScript copies weights by an operator, which autograd would remember
+        with torch.no_grad(), _expected_warnings():
+            own = copy.deepcopy(module)
+        for mine, given in zip(own.parameters(), module.parameters(), strict=True):
+            mine.requires_grad_(given.requires_grad)
+        return own
     except Exception as error:  # whatever the members of a foreign module raise
         raise UnsupportedModelError(
             f"'{name}' cannot be copied, and a live module is never changed: {type(error).__name__}: {error}"
@@ -173,7 +181,7 @@ def _copied(module: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def _expected_warnings() -> Iterator[None]:
-    """Silence what PyTorch says of its own quantisation package."""
+    """Silence what PyTorch says of its own packages."""
     with warnings.catch_warnings():
         for category, start in _EXPECTED:
             warnings.filterwarnings("ignore", category=category, message=start)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.base import Session, SessionOptions, TensorSpec
-from mlscope_lab.backends.pytorch_arguments import by_keyword
+from mlscope_lab.backends.pytorch_arguments import argument_order, by_keyword
 from mlscope_lab.backends.pytorch_kineto import profiler_reason
 from mlscope_lab.backends.pytorch_layers import LayerTracer
 from mlscope_lab.backends.pytorch_precision import Casts, Converted
@@ -84,8 +84,12 @@ class PyTorchSession(Session):
         import torch
 
         self._torch = torch
-        self._keywords = _keywords(module, inputs)
-        self._module = module = converted.module if converted else module
+        self._names = tuple(spec.name for spec in inputs)
+        if converted:  # a layer of another type may name its arguments otherwise
+            self._names = argument_order(module, self._names)
+            module = converted.module
+        self._module = module
+        self._keywords = self._names if by_keyword(module, self._names) else None
         self._casts = converted.casts if converted else None
         self._options = options
         self.warnings: list[str] = list(converted.notes) if converted else []
@@ -97,7 +101,6 @@ class PyTorchSession(Session):
         self.precision = "int8" if integer else _precision(module)
         form = mode if options.precision is None else f"{mode} {options.precision}"
         self.executable_digest = _digest(digest, form, torch.__version__)
-        self._names = tuple(spec.name for spec in inputs)
         self._cuda = self.device != "cpu"
         self._declared = bool(outputs)
         self._form: list[tuple[Any, Any]] = []
@@ -370,11 +373,6 @@ class PyTorchSession(Session):
             self._torch.set_num_threads(self._threads_before)
         self._module = None
         self._feeds = None
-
-
-def _keywords(module: Any, inputs: Sequence[TensorSpec]) -> tuple[str, ...] | None:
-    names = tuple(spec.name for spec in inputs)
-    return names if by_keyword(module, names) else None
 
 
 def _digest(digest: str, mode: str, version: str) -> str:
