@@ -294,11 +294,13 @@ class OnnxRuntimeStepper(Stepper):
         # an arena keeps what it once held, here for each node
         settings.enable_cpu_mem_arena = False
         settings.enable_mem_pattern = False
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", self._folder.name)
         # one session runs at a time: threads of the others must not spin beside it
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # as a file, for constants are looked for beside it
+        path = self._file.with_name("piece.onnx")
+        path.write_bytes(model.SerializeToString())
         return self._ort.InferenceSession(
-            model.SerializeToString(),
+            str(path),
             settings,
             providers=[self._source.provider],
             provider_options=[dict(self._source.provider_options)],
