@@ -13,6 +13,8 @@ __all__ = ["distance", "distances"]
 
 Floats = npt.NDArray[np.float32]
 
+_SMALLEST = np.float32(1e-30)
+
 
 def distance(one: ValueSketch, other: ValueSketch) -> float:
     """Return the largest relative difference of two sketches' statistics; inf if the numbers of elements differ."""
@@ -26,19 +28,20 @@ def distances(rows: Sequence[ValueSketch | None], columns: Sequence[ValueSketch 
     -------
     ndarray
         float32[len(rows), len(columns)]; inf where a sketch is missing. Means and roots of moments are compared
-        relative to the larger root mean square, extremes relative to the larger of their magnitudes.
+        relative to the larger root mean square, extremes relative to the largest magnitude.
     """
     one, other = _matrix(rows), _matrix(columns)
     worst = np.zeros((len(rows), len(columns)), np.float32)
     with np.errstate(all="ignore"):
         scale = np.maximum.outer(one[:, 1], other[:, 1])
-        scale[scale == 0] = 1.0
+        np.maximum(scale, _SMALLEST, out=scale)
+        reach = [np.abs(side[:, 3:5]).max(axis=1) for side in (one, other)]
         for place in range(len(STATISTICS)):
             difference = np.subtract.outer(one[:, place], other[:, place])
             np.abs(difference, out=difference)
-            if place >= 3:
-                scale = np.maximum.outer(np.abs(one[:, place]), np.abs(other[:, place]))
-                np.maximum(scale, np.float32(1e-30), out=scale)
+            if place == 3:
+                scale = np.maximum.outer(*reach)
+                np.maximum(scale, _SMALLEST, out=scale)
             difference /= scale
             np.fmax(worst, difference, out=worst)
         for place in (5, 6):

@@ -18,7 +18,9 @@ from mlscope_lab.alignment.scores import Scores
 __all__ = ["without_doubtful"]
 
 _EQUAL: Final = 1e-3
-_CLEARLY: Final = 20.0
+_VANISHED: Final = 1e-5
+_GROWS: Final = 4.0
+"""Rounding may differ by so much more behind a pair than before it."""
 
 
 def without_doubtful(
@@ -55,12 +57,49 @@ def without_doubtful(
         if found.get(end_a) == end_b and scores.distance[end_a, end_b] < _EQUAL:
             votes[key] -= 1
         open_.append((i, j, key))
+    _prefer_ends(a, b, scores, kept, forced)
     for i, j, key in open_:
+        if kept.get(i) != j:
+            continue
         if votes[key] < 0 or (votes[key] == 0 and not _same_recipe(a, b, i, j)):
             del kept[i]
     _drop_vanishing(a, b, scores, kept, forced)
     _complete(a, b, scores, kept, votes)
     return kept
+
+
+def _prefer_ends(a: Network, b: Network, scores: Scores, kept: dict[int, int], forced: Container[int]) -> None:
+    """Pair the ends of two runs, where one end is paired inside the other run and the same runs elsewhere end equal.
+
+    A shift that is missing on one side makes its end equal to what the other side has before the shift.
+    """
+    heads_a, heads_b = a.heads(), b.heads()
+    votes: Counter[Any] = Counter()
+    crooked: list[tuple[int, int, Any]] = []
+    for i, j in kept.items():
+        run_a, run_b = _whole_run(a, heads_a, i), _whole_run(b, heads_b, j)
+        if run_a is None or run_b is None:
+            continue
+        key = (_words(a, run_a[0], run_a[1:]), _words(b, run_b[0], run_b[1:]))
+        if a.last[i] and b.last[j]:
+            votes[key] += bool(scores.distance[i, j] < _EQUAL)
+        elif a.last[i] != b.last[j] and i not in forced:
+            crooked.append((i, j, key))
+            votes[key] -= bool(scores.distance[i, j] < _EQUAL)
+    taken = set(kept.values())
+    for i, j, key in crooked:
+        end_a, end_b = (a.run(i) or [i])[-1], (b.run(j) or [j])[-1]
+        own = votes[key] + bool(scores.distance[i, j] < _EQUAL)  # without this one
+        if own <= 0 or (end_a != i and end_a in kept) or (end_b != j and end_b in taken):
+            continue
+        if np.isfinite(scores.total[end_a, end_b]):
+            del kept[i]
+            kept[end_a] = end_b
+
+
+def _whole_run(network: Network, heads: Mapping[int, int], tensor: int) -> list[int] | None:
+    head = heads.get(tensor)
+    return None if head is None else [head, *network.run(head)]
 
 
 def _complete(a: Network, b: Network, scores: Scores, kept: dict[int, int], votes: Counter[Any]) -> None:
@@ -82,9 +121,12 @@ def _complete(a: Network, b: Network, scores: Scores, kept: dict[int, int], vote
             taken.add(j)
 
 
-def _words(network: Network, tensor: int, run: list[int]) -> tuple[str, ...]:
-    operations = network.graph.operations
-    return tuple(operations[network.tensors[t].writer].type for t in (tensor, *run) if network.tensors[t].writer >= 0)
+def _words(network: Network, tensor: int, run: list[int]) -> tuple[Any, ...]:
+    """Return what a run is, for comparing it with others: its operators, and the kinds of those that read its end."""
+    operations, tensors = network.graph.operations, network.tensors
+    steps = [operations[tensors[t].writer] for t in (tensor, *run) if tensors[t].writer >= 0]
+    readers = {operations[tensors[r].writer].kinds[:1] for r in network.readers[run[-1] if run else tensor]}
+    return (*((o.type, o.kinds) for o in steps), tuple(sorted(readers)))
 
 
 def _same_recipe(a: Network, b: Network, i: int, j: int) -> bool:
@@ -110,7 +152,7 @@ def _drop_vanishing(a: Network, b: Network, scores: Scores, kept: dict[int, int]
         apart = scores.distance[i, j]
         if i in forced or not _EQUAL < apart < np.inf or furthest(before[i]) > _EQUAL:
             continue
-        if apart > _CLEARLY * max(furthest(after[i]), _EQUAL / _CLEARLY):
+        if furthest(after[i]) < _VANISHED + _GROWS * furthest(before[i]):
             doubtful.append(i)
     for i in doubtful:
         del kept[i]

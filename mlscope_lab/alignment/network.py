@@ -293,6 +293,14 @@ class Network:
             made.append(tensor)
         return made
 
+    def heads(self) -> dict[int, int]:
+        """Return for each tensor in a run the convolution, product or recurrent layer that it began with."""
+        found: dict[int, int] = {}
+        for i in range(len(self)):
+            if self.heavy[i]:
+                found.update(dict.fromkeys([i, *self.run(i)], i))
+        return found
+
     @cached_property
     def outputs(self) -> Sequence[int]:
         """Tensors that are outputs, in the session's order, then those that nothing reads."""
