@@ -17,10 +17,10 @@ from typing import Any
 from mlscope_lab.backends.onnxruntime_branches import Conditions, Flat, bodies, captured
 from mlscope_lab.errors import UnsupportedModelError
 
-__all__ = ["Piece", "Pieces", "read_pieces", "type_proto"]
+__all__ = ["RANDOM", "Piece", "Pieces", "read_pieces", "type_proto"]
 
 # what gives other numbers each time is no constant, though it reads none but constants
-_RANDOM = frozenset({
+RANDOM = frozenset({
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 })  # fmt: skip
 _ELEMENTS = {
@@ -229,7 +229,7 @@ def read_pieces(path: Path, name: str, order: Mapping[str, int] | None = None) -
         constants = dict.fromkeys(n for n in (*node.input, *around) if n in initializers)
         writes = tuple(n for n in node.output if n)
         same = (
-            node.op_type not in _RANDOM
+            node.op_type not in RANDOM
             and fixed >= {*reads, *constants}
             and not shown & set(writes)
             and not any(True for _ in bodies(node))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mlscope_lab.backends.onnxruntime_blocks import filled, find_blocks, reorder_node
 from mlscope_lab.backends.onnxruntime_kinds import kinds_of, passes_on, quantization_of, quantized_input
 from mlscope_lab.backends.onnxruntime_origins import origins_of, places_of
-from mlscope_lab.backends.onnxruntime_pieces import Piece, Pieces, read_pieces, type_proto
+from mlscope_lab.backends.onnxruntime_pieces import RANDOM, Piece, Pieces, read_pieces, type_proto
 from mlscope_lab.backends.onnxruntime_values import dtype_of, from_array, to_array, type_of
 from mlscope_lab.backends.onnxruntime_written import Source, write_graph
 from mlscope_lab.backends.stepping import Receive, Stepper
@@ -113,6 +113,10 @@ class OnnxRuntimeStepper(Stepper):
             if piece.conditions and not self._taken(piece, values):
                 continue
             run.executed.append(piece)
+            if piece.node.op_type in RANDOM:
+                self._notes[
+                    f"'{piece.label}' draws other numbers than in the session, which has a generator of its own"
+                ] = None
             values.update(self._compute(piece, values))
             if piece.fixed:
                 self._sizes.update((name, _size(values[name])) for name in piece.writes)

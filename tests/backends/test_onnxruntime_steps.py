@@ -403,6 +403,18 @@ class TestWhatOnnxAllows:
         stepped(files, options=RAW)
         stepped(files)
 
+    def test_random_numbers_are_noted(self, tmp_path):
+        nodes = [
+            helper.make_node("RandomNormal", [], ["n"], name="dice", shape=[3]),
+            helper.make_node("Add", ["x", "n"], ["y"], name="shift"),
+        ]
+        files = save(tmp_path, nodes, [floats("x", 3)], [floats("y")])
+        with opened(files, RAW) as session, session.open_stepper() as stepper:
+            graph, kept = captured(stepper, {"x": np.zeros(3, np.float32)})
+            assert [o.name for o in graph.operations] == ["dice", "shift"]
+            assert np.abs(kept[graph.outputs["y"]]).min() > 0
+            assert stepper.notes == ("'dice' draws random numbers, others than in the session",)
+
     def test_unnamed_nodes_go_by_what_they_write(self, tmp_path):
         nodes = [helper.make_node("Relu", ["x"], ["a"], name="y"), helper.make_node("Neg", ["a"], ["y"])]
         graph, _, _ = stepped(save(tmp_path, nodes, [floats("x", 2)], [floats("y")]), options=RAW)
