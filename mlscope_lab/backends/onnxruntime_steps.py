@@ -114,9 +114,7 @@ class OnnxRuntimeStepper(Stepper):
                 continue
             run.executed.append(piece)
             if piece.node.op_type in RANDOM:
-                self._notes[
-                    f"'{piece.label}' draws other numbers than in the session, which has a generator of its own"
-                ] = None
+                self._notes[f"'{piece.label}' draws random numbers, others than in the session"] = None
             values.update(self._compute(piece, values))
             if piece.fixed:
                 self._sizes.update((name, _size(values[name])) for name in piece.writes)
