@@ -302,7 +302,7 @@ def _calibration(
 ) -> tuple[Mapping[str, Array], ...]:
     """Return feeds for static quantisation, made by a plain session's inputs."""
     samples = list(calibration) if calibration is not None else split_samples(example)
-    if not samples or samples == [None]:
+    if not samples or samples[0] is None:
         raise InputError(
             "precision='int8-static' learns its ranges from samples: give an input, or calibration=[...] with more"
         )
