@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mlscope_lab.backends.tensorflow_graph import Frozen
+from mlscope_lab.backends.tensorflow_graph import CALLS, Frozen
 from mlscope_lab.trace.graph import Operation
 from mlscope_lab.trace.kinds import kind_of
 
@@ -180,8 +180,8 @@ class _Walk:
     def __init__(self, visible: set[str], moving: set[Any], inside: set[Any]) -> None:
         self._visible, self._moving, self._inside = visible, moving, inside
 
-    def behind(self, op: Any) -> tuple[list[str], list[Any]]:
-        """Return visible tensors in the order of the arguments (repeated as there), and constant tensors."""
+    def behind(self, op: Any) -> tuple[list[str], list[Any], bool]:
+        """Return visible tensors as often as they are arguments, constant ones, and whether a loop lies between."""
         reads: list[str] = []
         constants: dict[str, Any] = {}
         seen: set[Any] = set()
@@ -203,7 +203,7 @@ class _Walk:
                     enter(other)
 
         enter(op)
-        return reads, list(constants.values())
+        return reads, list(constants.values()), any(hidden.type in CALLS for hidden in seen - {op})
 
 
 def plan_of(
@@ -254,7 +254,7 @@ def plan_of(
         writes = [t for t in op.outputs if t.name in visible and t.name not in place]
         if not writes or op not in moving:
             continue
-        reads, constants = walk.behind(op)
+        reads, constants, control = walk.behind(op)
         label = _free(frozen.plain_name(op.name), labels)
         labels.add(label)
         for t in writes:
@@ -272,7 +272,7 @@ def plan_of(
                 operation=Operation(
                     name=label,
                     type=op.type,
-                    kinds=_kinds(op),
+                    kinds=("control",) if control else _kinds(op),
                     inputs=tuple(place[name] for name in reads),
                     outputs=tuple(place[t.name] for t in writes),
                     scope="" if op.name.startswith("Func/") else frozen.scope(op.name, sources),

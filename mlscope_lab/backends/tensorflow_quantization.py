@@ -106,11 +106,18 @@ def _quantized(tf: Any, opened: Opened, options: SessionOptions) -> bytes:
             warnings.filterwarnings("ignore", message="Statistics for quantized inputs were expected")
             made = converter.convert()
     except Exception as error:  # the converter raises its own ConverterError, and whatever a calibrating run raises
-        text = str(error).strip().splitlines()
-        raise UnsupportedModelError(
-            f"TensorFlow Lite cannot quantise this model: {text[0] if text else type(error).__name__}"
-        ) from error
+        raise UnsupportedModelError(f"TensorFlow Lite cannot quantise this model: {_reason(error)}") from error
     return bytes(made)
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of the converter's message that says what is missing, without its places in the source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("TF Select ops:"):
+            return f"it has no operator for {line.partition(':')[2].strip()}"
+    first = lines[0] if lines else type(error).__name__
+    return first.rpartition("): ")[2] if "loc(" in first else first
 
 
 class QuantizedSession(TensorFlowLiteSession):

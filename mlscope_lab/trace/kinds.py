@@ -30,7 +30,8 @@ _TYPES: Final[dict[str, str]] = {
                      "lpnormalization groupnormalization",
     "activation": "relu relu6 clip clipbyvalue hardtanh clamp leakyrelu leaky_relu elu selu celu gelu sigmoid tanh "
                   "silu mish hardswish hard_swish hardsigmoid prelu softplus softsign threshold fastgelu "
-                  "biasgelu quickgelu logistic relu_n1_to_1 log_sigmoid clamp_min clamp_max erf thresholdedrelu swish",
+                  "biasgelu quickgelu logistic relu_n1_to_1 log_sigmoid clamp_min clamp_max erf erfc "
+                  "thresholdedrelu swish",
     "softmax": "softmax log_softmax _softmax _log_softmax logsoftmax hardmax",
     "pooling": "maxpool averagepool avgpool globalaveragepool globalmaxpool max_pool2d avg_pool2d adaptive_avg_pool2d "
                "adaptive_max_pool2d _adaptive_avg_pool2d max_pool2d_with_indices max_pool1d avg_pool1d max_pool_2d "
@@ -64,7 +65,8 @@ _TYPES: Final[dict[str, str]] = {
                 "feature_dropout preventgradient ensureshape copy",
     "shape": "shape size constantofshape fill zeros ones full arange range rank constant nonzero numtotensor "
              "shapen zeros_like ones_like full_like empty new_zeros prim_numtotensor",
-    "control": "if loop scan while partitionedcall statefulpartitionedcall case statelessif statelesswhile",
+    "control": "if loop scan while partitionedcall statefulpartitionedcall case statelessif statelesswhile merge "
+               "exit",
 }  # fmt: skip
 _KINDS: Final = {name.lower(): kind for kind, names in _TYPES.items() for name in names.split()}
 # kinds whose results differ between frameworks only by rounding, and that carry the weights

@@ -205,6 +205,9 @@ class TestControlFlow:
             graph, kept = captured(stepper, feeds)
         np.testing.assert_allclose(kept[next(iter(graph.outputs.values()))], plain, rtol=1e-5, atol=1e-6)
         assert any("variant" in note for note in stepper.notes)
+        stack = next(o for o in graph.operations if o.type == "TensorListStack")
+        assert stack.kinds == ("control",)  # its variants come out of the loop, which runs again with it
+        assert len(stack.inputs) >= 1
 
 
 @pytest.fixture(scope="module")
