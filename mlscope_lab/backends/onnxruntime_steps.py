@@ -31,6 +31,7 @@ __all__ = ["OnnxRuntimeStepper"]
 Array = npt.NDArray[Any]
 # sessions have their own threads each; more than this many threads are not kept waiting
 _THREADS: Final = 1024
+_FLOATS: Final = "tensor(float)"  # all that ONNX Runtime blocks
 
 
 class OnnxRuntimeStepper(Stepper):
@@ -56,6 +57,7 @@ class OnnxRuntimeStepper(Stepper):
             raise
         self._runners: dict[str, Any] = {}
         self._reorders: dict[int | None, Any] = {}
+        self._shown: Array = np.empty(0, np.float32)
         self._room = _THREADS // (source.threads or os.cpu_count() or 1) if source.threads != 1 else 1 << 30
         self._sources, self._scopes = origins_of(self._pieces.pieces, source.outline)
         self._last_read = _last_reads(self._pieces)
@@ -318,7 +320,17 @@ class OnnxRuntimeStepper(Stepper):
         if channels is None:
             channels = int(value.shape()[1])
             self._notes[f"'{name}' may have channels more than the model, of zeros: nothing tells how many"] = None
-        return to_array(self._reordered(value, channels))
+        shape = (value.shape()[0], channels, *value.shape()[2:])
+        # what is shown is read during the call only, so that all share one memory
+        if self._shown.size < np.prod(shape):
+            self._shown = np.empty(int(np.prod(shape)), np.float32)
+        array = self._shown[: int(np.prod(shape))].reshape(shape)
+        binding = self._reorder(channels).io_binding()
+        binding.bind_ortvalue_input("from", value)
+        binding.bind_ortvalue_output("to", self._ort.OrtValue.ortvalue_from_numpy(array))
+        self._reorder(channels).run_with_iobinding(binding)
+        array.flags.writeable = False
+        return array
 
     def _own(self, run: _Run, index: int, array: Array) -> Any:
         """Return a value as its readers take it, made of an array as `run` shows it."""
@@ -332,12 +344,14 @@ class OnnxRuntimeStepper(Stepper):
 
     def _reordered(self, value: Any, channels: int | None) -> Any:
         """Return a blocked value plain, with so many channels; for None a plain one blocked."""
+        return self._reorder(channels).run_with_ort_values(["to"], {"from": value})[0]
+
+    def _reorder(self, channels: int | None) -> Any:
         if channels not in self._reorders:
             node = reorder_node("from", "to", channels=channels)
             piece = Piece("reorder", node, ("from",), (0,), (), ("to",), False)
-            model = self._pieces.model([piece], {"from": type_proto(type_of(value))}, ["to"])
-            self._reorders[channels] = self._open(model)
-        return self._reorders[channels].run_with_ort_values(["to"], {"from": value})[0]
+            self._reorders[channels] = self._open(self._pieces.model([piece], {"from": type_proto(_FLOATS)}, ["to"]))
+        return self._reorders[channels]
 
     def _weights(self) -> dict[str, int]:
         """Return channels by output of each convolution in the graph as it was before its layout was changed."""
@@ -356,6 +370,7 @@ class OnnxRuntimeStepper(Stepper):
     def _close(self) -> None:
         self._runners.clear()
         self._reorders.clear()
+        self._shown = np.empty(0, np.float32)
         self._constants.clear()
         self._ran = None
         self._folder.cleanup()
