@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from mlscope_lab.alignment.axes import Axes
+from mlscope_lab.alignment.completion import behind_detours
 from mlscope_lab.alignment.confidence import confidences
 from mlscope_lab.alignment.doubts import without_doubtful
 from mlscope_lab.alignment.ends import paired_ends
@@ -92,6 +93,12 @@ def align(
     alone = [{side.of[v] for v in out if v in side.of} for side, out in zip(sides, excluded, strict=True)]
     matched = match(*sides, scores, forced, (alone[0], alone[1]))
     matched = without_doubtful(*sides, scores, matched, forced)
+    for i, j in list(matched.items()):
+        if i not in forced:
+            matched[i] = behind_detours(sides[1], j, set(matched.values()))
+            k = behind_detours(sides[0], i, matched)
+            if k != i:
+                matched[k] = matched.pop(i)
     sure = confidences(*sides, scores, matched)
     decided = {sides[0].of.get(one) for one in pairs}, {sides[1].of.get(other) for other in pairs.values()}
     for i, j in matched.items():
