@@ -205,8 +205,9 @@ def _reproduce(tree: xr.DataTree) -> Html:
     if not parts:
         parts = [tag("p", "A side was a live object, which only the process that made it has.")]
     if isinstance(repro := tree.attrs.get("repro"), Mapping):
-        parts.append(tag("p", "The smallest ONNX model that shows it, with its inputs, was written to ",
-                         tag("code", str(repro["folder"])), f": off by {format_number(float(repro['max_abs']))}."))  # fmt: skip
+        off = f": off by {format_number(float(repro['max_abs']))}."
+        where = tag("code", str(repro["folder"]))
+        parts.append(tag("p", "The smallest ONNX model that shows it, with its inputs, is in ", where, off))
     parts.append(tag("p", "By another tolerance, without running again: ", tag("code",
                  f"mlscope judge {tree.attrs['run_id']} --tolerance atol=1e-4,rtol=1e-3"), class_="note"))  # fmt: skip
     return tag("section", tag("h2", "Do it again"), *parts, id="again")

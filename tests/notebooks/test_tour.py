@@ -17,6 +17,7 @@ SHOWN = {
     "01-first-look": (3, ["Egyptian cat"]),
     "02-where-time-goes": (3, ["untraced predict", "operators: no device kernels in this run", "throughput"]),
     "03-read-any-trace": (0, ["aten::conv2d", "the same operators to the nanosecond"]),
+    "04-why-do-they-differ": (3, ["No value is out of its tolerance", "Injected by Clip", "(x - 127) / 128"]),
 }
 
 
