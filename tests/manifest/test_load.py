@@ -93,8 +93,8 @@ def test_there_are_manifests_of_every_kind() -> None:
          "bilinear, bicubic, area, lanczos, not 'cubic'. Did you mean 'bicubic'?"),
         ("inputs[0].preprocess[1].shorter_side", "big", "inputs[0].preprocess[1].shorter_side must be a whole number, not 'big'"),
         ("inputs[0].preprocess[1].shorter_side", 0, "inputs[0].preprocess[1] (step 'resize'): shorter_side must be from 1 to"),
-        ("inputs[0].preprocess[1].shorterside", 3, "unknown key 'shorterside'. Known: height, interpolation, rounding, "
-         "shorter_side, width. Did you mean 'shorter_side'?"),
+        ("inputs[0].preprocess[1].shorterside", 3, "unknown key 'shorterside'. Known: antialias, height, "
+         "interpolation, positions, rounding, shorter_side, width. Did you mean 'shorter_side'?"),
         ("inputs[0].preprocess[0]", "decode_image", "inputs[0].preprocess[0] must be a mapping with the key 'step'"),
         ("inputs[0].preprocess", "decode_image", "inputs[0].preprocess must be a list of steps"),
         ("outputs", [], "outputs must not be empty"),
