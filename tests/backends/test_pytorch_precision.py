@@ -83,9 +83,9 @@ def distance(one, other):
 
 
 class TestStepping(StepperContract):
-    """Sessions of every precision can be stepped; replays and all."""
+    """Sessions of other precisions can be stepped; replays and all."""
 
-    @pytest.fixture(params=PRECISIONS)
+    @pytest.fixture(params=["float16", "bfloat16", "int8-dynamic", "int8-static"])
     def options(self, request):
         return SessionOptions(threads=1, precision=request.param, calibration=(images(1), images(2)))
 
@@ -235,7 +235,7 @@ def test_an_unknown_precision_names_those_that_are_known():
 
 def test_silero_makes_its_state_in_single_precision_and_says_so():
     feeds = {"x": np.zeros((1, 512), np.float32), "sr": np.array(16000)}
-    with ml.load("silero-vad-torchscript", backend="pytorch", precision="float64") as model:
+    with ml.load("silero-vad-torchscript", backend="pytorch", precision="float64", threads=1) as model:
         with pytest.raises(SessionError, match="does not run in float64"):
             model.session.predict(feeds)
         with model.session.open_stepper() as stepper, pytest.raises(SessionError, match="does not run in float64"):
@@ -247,7 +247,7 @@ def test_efficientnet_lite0_knows_the_cat_in_every_floating_type():
     resize = pytest.importorskip("skimage.transform").resize
     picture = (resize(data.chelsea()[:, 75:375], (224, 224)) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     feeds = {"input": picture.transpose(2, 0, 1)[None].astype(np.float32)}
-    with ml.load("efficientnet-lite0", backend="pytorch") as model:
+    with ml.load("efficientnet-lite0", backend="pytorch", threads=1) as model:
         module = model.session._module
     exact = answer(module, feeds, "float64")["output"]
     assert exact.dtype == np.float32

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -149,7 +151,7 @@ class TestEager(Contract):
 
 
 class TestExported(Contract):
-    @pytest.fixture(params=["convolutions", "shared", "attention"])
+    @pytest.fixture(params=["convolutions", "shared", "attention"], scope="class")
     def live(self, request):
         build, shape = MODULES[request.param]
         feeds = {"x": array(*shape)}
@@ -157,7 +159,7 @@ class TestExported(Contract):
 
 
 class TestScripted(Contract):
-    @pytest.fixture(params=["convolutions", "in place", "recurrent"])
+    @pytest.fixture(params=["convolutions", "in place", "recurrent"], scope="class")
     def live(self, request):
         build, shape = MODULES[request.param]
         return scripted(make(build)), {"x": array(*shape)}
@@ -349,6 +351,65 @@ def test_a_whole_value_written_through_another_name_is_that_value():
     assert graph.operations[-1].inputs == graph.operations[2].outputs
 
 
+PLACES = {
+    "all": lambda t: t,
+    "row": lambda t: t[1:2],
+    "column": lambda t: t[:, 1:3],
+    "transposed": lambda t: t.t(),
+    "flat": lambda t: t.reshape(-1),
+    "detached": lambda t: t.detach(),
+    "wide": lambda t: t[:, :1].expand(4, 4),
+}
+
+
+class Random(nn.Module):
+    """A program drawn at random: new tensors, views, views of views, and writes in place through any of them."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("state", torch.arange(16.0).view(4, 4))
+
+    def forward(self, x):
+        pool = [x * 1, self.state, x]
+        for kind, first, second, place in self.steps:
+            one, other = pool[first % len(pool)], pool[second % len(pool)]
+            if kind == "new":
+                pool.append(one.reshape(-1)[:4].sum() + other * 0.5)
+            elif kind == "view" and one.dim() == 2 and tuple(one.shape) == (4, 4):
+                pool.append(PLACES[place](one))
+            elif kind == "write" and 0 not in one.stride():
+                one.add_(0.25).mul_(1.5)
+            elif kind == "copy" and one.shape == other.shape and 0 not in one.stride() and one is not other:
+                one.copy_(other + 1)
+        return sum(tensor.reshape(-1)[:4].sum() for tensor in pool), pool[-1]
+
+
+@hypothesis.given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["new", "view", "view", "write", "copy"]), st.integers(0, 7), st.integers(0, 7),
+            st.sampled_from(sorted(PLACES)),
+        ),
+        min_size=1, max_size=12,
+    )
+)  # fmt: skip
+@hypothesis.settings(deadline=None)
+def test_random_programs_of_views_and_writes(steps):
+    feeds = {"x": array(4, 4)}
+    contract = StepperContract()
+    with opened(Random(steps).eval(), feeds) as session, session.open_stepper() as stepper:
+        given = (session, stepper)
+        graph, arrays = run(stepper, feeds)
+        with opened(Random(steps).eval(), feeds) as other:
+            for name, want in other.predict(feeds).items():
+                np.testing.assert_array_equal(arrays[graph.outputs[name]], want, err_msg=name)
+        contract.test_two_runs_are_the_same(given, feeds)
+        contract.test_replay_of_each_operation(given, feeds)
+        contract.test_replay_of_a_chain(given, feeds)
+        contract.test_replacing_by_itself_changes_nothing(given, feeds)
+
+
 def test_replaced_views_of_memory_that_is_written_to_later_need_a_first_run():
     def forward(_, x):
         y = x * 1
@@ -446,6 +507,21 @@ def test_runs_start_from_the_state_that_was_found_and_leave_the_present_one():
     assert "'count'" in notes
     for tensor in (module.count, module.mean, module.last, *module.cache):
         assert not vars(tensor)
+
+
+def test_replays_know_what_memory_held_before_the_run():
+    def forward(self, x):
+        y = x + self.total
+        self.total.add_(1)
+        return y * self.total
+
+    module = net(forward)
+    module.register_buffer("total", torch.zeros(6))
+    with opened(module, X) as session, session.open_stepper() as stepper:
+        graph, arrays = run(stepper, X)
+        session.predict(X)
+        assert module.total.tolist() == [1] * 6
+        assert replayed(stepper, graph, arrays) == []
 
 
 def test_the_first_run_of_a_fresh_stateful_module_is_its_first_prediction():
@@ -607,7 +683,7 @@ def replayed(stepper, graph, arrays):
 
 def test_efficientnet_lite0():
     feeds = {"input": array(1, 3, 224, 224)}
-    with ml.load("efficientnet-lite0", backend="pytorch") as model, model.session.open_stepper() as stepper:
+    with ml.load("efficientnet-lite0", backend="pytorch", threads=1) as model, model.session.open_stepper() as stepper:
         graph, arrays = run(stepper, feeds)
         plain = model.session.predict(feeds)
         np.testing.assert_array_equal(arrays[graph.outputs["logits"]], plain["logits"])
@@ -624,7 +700,10 @@ def test_efficientnet_lite0():
 
 def test_silero_starts_each_run_from_the_state_in_which_it_was_found():
     feeds = {"x": array(1, 512), "sr": np.array(16000)}
-    with ml.load("silero-vad-torchscript", backend="pytorch") as model, model.session.open_stepper() as stepper:
+    with (
+        ml.load("silero-vad-torchscript", backend="pytorch", threads=1) as model,
+        model.session.open_stepper() as stepper,
+    ):
         first, second = (model.session.predict(feeds)["output"] for _ in range(2))
         graph, arrays = run(stepper, feeds)
         assert not np.array_equal(first, second)
