@@ -127,10 +127,13 @@ class Frozen:
         Names of tensors in the order of the model's inputs and outputs.
     definition
         The graph, serialised in one way only.
+    made_constant
+        Whether variables were made constants, so that TensorFlow can prepare what it otherwise computes anew.
     """
 
     def __init__(self, tf: Any, opened: Opened, place: str | None, *, lower_control_flow: bool = True) -> None:
         definition = opened.graph
+        self.made_constant = False
         self.feeds, self.fetches = list(opened.input_keys), list(opened.output_keys)
         if definition is None:
             definition = self._freeze(tf, opened, lower_control_flow)
@@ -157,7 +160,9 @@ class Frozen:
                 f"{error}; record level 'model'"
             ) from error
         definition = frozen.graph.as_graph_def()
-        _bake(tf, definition, _lost_variables(tf, opened.function))
+        lost = _lost_variables(tf, opened.function)
+        _bake(tf, definition, lost)
+        self.made_constant = bool(lost) or bool(opened.function.captured_inputs)
         self.feeds = self._feeds(frozen, opened.function, opened.input_keys)
         flat = dict(zip(sorted(opened.output_keys), (t.name for t in frozen.outputs), strict=True))
         self.fetches = [flat[key] for key in opened.output_keys]

@@ -75,9 +75,9 @@ class TensorFlowStepper(Stepper):
         self._tf, self._threads, self._place, self._check_feeds = tf, threads, place, check
         self._inputs = [spec.name for spec in opened.inputs]
         self._outputs = [spec.name for spec in opened.outputs]
-        variables = optimize and opened.function is not None and bool(opened.function.captured_inputs)
-        self.notes = self._general = (_MERGES, *([_CONSTANTS] if variables else []))
         self._frozen = Frozen(tf, opened, place, lower_control_flow=False)
+        constants = [_CONSTANTS] if optimize and self._frozen.made_constant else []
+        self.notes = self._general = (_MERGES, *constants)
         self.method = "segments of the frozen graph, as it is"
         self._definition = self._frozen.graph.as_graph_def()
         if optimize:
@@ -86,6 +86,7 @@ class TensorFlowStepper(Stepper):
         self._definition = without_order(tf, self._definition)
         self._frozen.forget_constants()
         self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self._published: dict[str, Any] = {}  # shapes of the inputs before they were set to those of feeds
         self._session: Any = None
         self._plan: Plan | None = None
         self._last: dict[str, int] = {}
@@ -103,19 +104,33 @@ class TensorFlowStepper(Stepper):
         if self._plan is not None and shapes == self._shapes:
             return self._plan
         self._release()
+        try:
+            graph = self._import(shapes)
+        except ValueError:  # the shapes do not go together, which the node that they fail at is to say
+            graph = self._import(None)
         tf = self._tf
-        for feed, shape in zip(self._frozen.feeds, shapes, strict=True):
-            node = next(n for n in self._definition.node if n.name == feed.partition(":")[0])
-            node.attr["shape"].shape.CopyFrom(tf.TensorShape(shape).as_proto())
-        graph = tf.Graph()
-        with graph.as_default(), tf.device(self._place):
-            tf.import_graph_def(self._definition, name="")
         self._session = tf.compat.v1.Session(graph=graph, config=session_config(tf, self._threads, optimize=False))
         plan = plan_of(graph, self._frozen.feeds, self._frozen.fetches, self._inputs, self._outputs, self._frozen)
         self._plan, self._shapes = plan, shapes
         self._last = {name: i for i, step in enumerate(plan.steps) for name in step.reads}
         self.notes = (*self._general, *plan.notes)
         return plan
+
+    def _import(self, shapes: Sequence[tuple[int, ...]] | None) -> Any:
+        """Return the graph for feeds of some shapes, or of any."""
+        tf = self._tf
+        inputs = {feed.partition(":")[0]: i for i, feed in enumerate(self._frozen.feeds)}
+        for node in self._definition.node:
+            if node.name in inputs:
+                self._published.setdefault(node.name, type(node.attr["shape"])(shape=node.attr["shape"].shape))
+                shape = self._published[node.name].shape
+                if shapes is not None:
+                    shape = tf.TensorShape(shapes[inputs[node.name]]).as_proto()
+                node.attr["shape"].shape.CopyFrom(shape)
+        graph = tf.Graph()
+        with graph.as_default(), tf.device(self._place):
+            tf.import_graph_def(self._definition, name="")
+        return graph
 
     def _call(self, feeds: Mapping[str, Array], fetches: Sequence[str], constants: int) -> list[Array]:
         """Run what leads from some tensors to others."""

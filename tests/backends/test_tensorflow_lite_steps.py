@@ -142,6 +142,44 @@ def test_weights_in_half_precision_are_no_values(tmp_path):
         np.testing.assert_array_equal(kept[graph.outputs[name]], array)
 
 
+def test_without_a_delegate(plain_files):
+    digests = set()
+    for choice in ("none", "all", None):
+        with TensorFlowBackend().open(plain_files, SessionOptions(threads=1, graph_optimization=choice)) as session:
+            plain = session.predict({"x0": pictures()})
+            digests.add(session.executable_digest)
+            with session.open_stepper() as stepper:
+                graph, kept = captured(stepper, {"x0": pictures()})
+            for name, array in plain.items():
+                np.testing.assert_array_equal(kept[graph.outputs[name]], array)
+    assert len(digests) == 2
+
+
+def test_types_of_a_file_are_fixed(plain_files):
+    with pytest.raises(UnsupportedModelError, match="whose types are fixed"):
+        TensorFlowBackend().open(plain_files, SessionOptions(precision="float64"))
+
+
+def test_state_outside_the_graph(tmp_path):
+    module = tf.Module()
+    module.total = tf.Variable(tf.zeros(3))
+
+    @tf.function(input_signature=[tf.TensorSpec([3], tf.float32)])
+    def count(x):
+        return module.total.assign_add(x)
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([count.get_concrete_function()], module)
+    converter.experimental_enable_resource_variables = True
+    path = tmp_path / "counting.tflite"
+    path.write_bytes(converter.convert())
+    files = ModelFiles(name="counting", format="tflite", path=path, digest=digest_of(path))
+    with (
+        TensorFlowBackend().open(files, ONE) as session,
+        pytest.raises(UnsupportedModelError, match="keeps its state outside the graph"),
+    ):
+        session.open_stepper()
+
+
 def test_broken_file(tmp_path, plain_files):
     path = tmp_path / "broken.tflite"
     path.write_bytes(plain_files.path.read_bytes()[:600])

@@ -151,6 +151,27 @@ class TestSegments:
         assert partial.operations[0].type == "Mul"
         assert partial.outputs == {}
 
+    def test_shapes_that_do_not_go_together(self, tmp_path):
+        module = tf.Module()
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+        def serve(x):
+            return {"y": tf.nn.relu(tf.reshape(tf.tanh(x, name="before"), [2, 4], name="two"))}
+
+        module.serve = serve
+        tf.saved_model.save(module, str(tmp_path / "two"), signatures={"serving_default": serve})
+        files = ModelFiles(name="two", format="saved_model", path=tmp_path / "two", digest="sha256:" + "0" * 64)
+        with TensorFlowBackend().open(files, ONE) as session, session.open_stepper() as stepper:
+            for count in (2, 3, 2):
+                feeds = {"x": np.full((count, 4), 0.5, np.float32)}
+                if count == 2:
+                    graph, kept = captured(stepper, feeds)
+                    np.testing.assert_array_equal(kept[graph.outputs["y"]], session.predict(feeds)["y"])
+                    continue
+                with pytest.raises(SessionError, match=r"'two' \(Reshape\) failed"):
+                    stepper.run(feeds, lambda *_: None)
+                assert "Tanh" in {o.type for o in stepper.partial().operations}
+
 
 class TestControlFlow:
     """Loops and branches."""
@@ -223,9 +244,14 @@ def squeezenet():
 
 
 @pytest.fixture(scope="module")
-def pitch():
+def pitch_model():
     with ml.load("basic-pitch", backend="tensorflow", threads=1) as model:
-        yield model.session
+        yield model
+
+
+@pytest.fixture(scope="module")
+def pitch(pitch_model):
+    return pitch_model.session
 
 
 def noise_for(session, batch=1):
@@ -267,6 +293,16 @@ class TestRealModels:
         assert len(heavy) == 50
         assert len({o.scope for o in heavy}) == 50
         assert sum(o.parameter_count for o in heavy) == pytest.approx(4.6e6, rel=0.02)
+
+    def test_variables_that_the_graph_makes_by_name_are_frozen(self, pitch_model):
+        assert not pitch_model.session._opened.function.captured_inputs
+        with pitch_model.subject.open(SessionOptions(threads=1, graph_optimization="none")) as session:
+            found = session.predict(noise_for(session))
+            with session.open_stepper() as stepper:
+                graph, _ = captured(stepper, noise_for(session))
+        for name, array in pitch_model.session.predict(noise_for(session)).items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=5e-6)
+        assert sum(o.parameter_count for o in graph.operations if o.type == "FusedBatchNormV3") > 0
 
     def test_assertions_do_not_call_for_the_input_again(self, pitch, monkeypatch):
         monkeypatch.setattr(tensorflow_steps, "_SEGMENT_BYTES", 1 << 20)
