@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.onnxruntime_blocks import filled, find_blocks, reorder_node
+from mlscope_lab.backends.onnxruntime_branches import bodies
 from mlscope_lab.backends.onnxruntime_kinds import kinds_of, passes_on, quantization_of, quantized_input
 from mlscope_lab.backends.onnxruntime_origins import origins_of, places_of
 from mlscope_lab.backends.onnxruntime_pieces import RANDOM, Piece, Pieces, read_pieces, type_proto
@@ -68,6 +69,7 @@ class OnnxRuntimeStepper(Stepper):
         self._constants: dict[str, Array] = {}
         self._sizes: dict[str, int] = {}
         self._ran: _Run | None = None
+        self._opened = 0
         self._notes: dict[str, None] = {}
 
     @property
@@ -300,16 +302,20 @@ class OnnxRuntimeStepper(Stepper):
         settings.enable_mem_pattern = False
         # one session runs at a time: threads of the others must not spin beside it
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # as a file, for constants are looked for beside it
-        path = self._file.with_name("piece.onnx")
+        provider = {
+            "providers": [self._source.provider],
+            "provider_options": [dict(self._source.provider_options)],
+            "enable_fallback": 0,
+        }
+        if not model.graph.initializer and not any(True for node in model.graph.node for _ in bodies(node)):
+            return self._ort.InferenceSession(model.SerializeToString(), settings, **provider)
+        # large constants are looked for beside the file; a new one each, for truncating an old one waits for the disk
+        path = self._file.with_name(f"piece{self._opened}.onnx")
+        self._opened += 1
         path.write_bytes(model.SerializeToString())
-        return self._ort.InferenceSession(
-            str(path),
-            settings,
-            providers=[self._source.provider],
-            provider_options=[dict(self._source.provider_options)],
-            enable_fallback=0,
-        )
+        session = self._ort.InferenceSession(str(path), settings, **provider)
+        path.unlink()
+        return session
 
     # -- the blocked layout -----------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ _TYPES: Final[dict[str, str]] = {
     "elementwise": "exp log sqrt rsqrt pow abs neg sin cos reciprocal square squareddifference maximum minimum floor "
                    "round ceil sign where select selectv2 equal greater less greaterequal lessequal greater_equal "
                    "logical_and logical_or logical_not not and or mod floordiv floormod isnan isinf gt lt ge le eq ne "
-                   "log1p expm1 squared_difference notequal select_v2 inv atan2",
+                   "log1p expm1 squared_difference notequal select_v2 inv atan2 greaterorequal "
+                   "lessorequal less_equal not_equal xor logical_xor",
     "concatenation": "concat concatv2 cat concatenation stack pack concatenate",
     "padding": "pad padv2 constant_pad_nd mirrorpad reflection_pad2d reflection_pad1d zeropad2d replication_pad2d "
                "mirror_pad",
