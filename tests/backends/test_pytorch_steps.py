@@ -152,7 +152,8 @@ class TestEager(Contract):
 
 class TestExported(Contract):
     @pytest.fixture(params=["convolutions", "shared", "attention"], scope="class")
-    def live(self, request):
+    @classmethod
+    def live(cls, request):
         build, shape = MODULES[request.param]
         feeds = {"x": array(*shape)}
         return torch.export.export(make(build), (torch.from_numpy(feeds["x"]),)).module(), feeds
@@ -160,7 +161,8 @@ class TestExported(Contract):
 
 class TestScripted(Contract):
     @pytest.fixture(params=["convolutions", "in place", "recurrent"], scope="class")
-    def live(self, request):
+    @classmethod
+    def live(cls, request):
         build, shape = MODULES[request.param]
         return scripted(make(build)), {"x": array(*shape)}
 
