@@ -20,14 +20,29 @@ _FUSED: Final[dict[str, tuple[str, ...]]] = {
     "DynamicQuantizeMatMul": ("quantization", "product"),
     "EmbedLayerNormalization": ("embedding", "normalization"),
     "GemmFastGelu": ("product", "activation"),
-    "MatMulIntegerToFloat": ("product",),
-    "NhwcMaxPool": ("pooling",),
     "QEmbedLayerNormalization": ("embedding", "normalization"),
     "SkipGroupNorm": ("addition", "normalization"),
     "SkipLayerNormalization": ("addition", "normalization"),
     "SkipSimplifiedLayerNormalization": ("addition", "normalization"),
-    "TransposeMatMul": ("product",),
 }
+# ONNX's Sum and Max take tensors, not axes; the rest are operators that no other framework has
+_OWN: Final = {
+    name: kind
+    for kind, names in {
+        "addition": "Sum",
+        "elementwise": "Max Min Mean Acos Acosh Asin Asinh Atan Atanh Cosh Sinh Tan BitShift BitwiseAnd BitwiseNot "
+                       "BitwiseOr BitwiseXor QLinearWhere",
+        "product": "MatMulIntegerToFloat TransposeMatMul FusedMatMulActivation MatMulBnb4 MatMulFpQ4",
+        "pooling": "NhwcMaxPool GlobalLpPool MaxUnpool",
+        "reduction": "ReduceL1 ReduceLogSum QLinearReduceMean CumProd",
+        "normalization": "GroupNorm RMSNormalization MeanVarianceNormalization",
+        "attention": "DecoderAttention DecoderMaskedMultiHeadAttention LongformerAttention PackedAttention "
+                     "PackedMultiHeadAttention PagedAttention SparseAttention",
+        "slicing": "ScatterElements SplitToSequence",
+        "concatenation": "ConcatFromSequence",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
 _WITH_ACTIVATION = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "FusedGemm", "FusedMatMulActivation"})
 # where a quantising operator takes the scale of what it writes; the zero point is the argument after it
 _SCALES: Final[dict[str, int]] = {
@@ -48,7 +63,7 @@ def kinds_of(node: Any) -> tuple[str, ...]:
     """
     if node.op_type in _FUSED:
         return _FUSED[node.op_type]
-    kinds = [kind_of(node.op_type)]
+    kinds = [_OWN.get(node.op_type) or kind_of(node.op_type)]
     if node.op_type == "FastGelu" and len(node.input) > 1 and node.input[1]:
         return ("addition", "activation")
     if node.op_type in _WITH_ACTIVATION:

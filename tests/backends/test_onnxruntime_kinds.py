@@ -35,6 +35,10 @@ KNOWN = {"s": np.float32(0.5), "z": np.int8(-3), "many": np.ones(4, np.float32),
         (helper.make_node("DynamicQuantizeMatMul", list("abc"), ["y"]), ("quantization", "product")),
         (helper.make_node("ReorderOutput", ["x"], ["y"], domain=NCHWC), ("layout",)),
         (helper.make_node("If", ["c"], ["y"]), ("control",)),
+        (helper.make_node("Sum", list("abc"), ["y"]), ("addition",)),
+        (helper.make_node("Max", list("ab"), ["y"]), ("elementwise",)),
+        (helper.make_node("ReduceMax", list("ab"), ["y"]), ("reduction",)),
+        (helper.make_node("FusedMatMulActivation", list("ab"), ["y"], activation="Relu"), ("product", "activation")),
     ],
 )
 def test_kinds(node, kinds):
