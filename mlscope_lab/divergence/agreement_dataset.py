@@ -308,7 +308,7 @@ def verdict(data: xr.Dataset, test: McNemar | None) -> str:
             f"McNemar p = {_p_value(test.p_value)} ({test.only_a} and {test.only_b} discordant): {words}"
         )
     if data.attrs["left_out"]:
-        parts.append(f"{len(data.attrs['left_out']):,} could not be read and were left out")
+        parts.append(f"{len(data.attrs['left_out']):,} could not be compared and were left out")
     if "failure" in data.attrs:
         failure = data.attrs["failure"]
         parts.append(f"side {failure['side']} failed at {failure['sample']}, so that the rest was not asked")

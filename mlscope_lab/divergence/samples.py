@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from mlscope_lab.manifest.common import Location
 
 __all__ = ["Sample", "Samples", "samples_of"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +69,13 @@ class Samples:
         return self._count
 
     def __iter__(self) -> Iterator[Sample]:
+        """Yield every sample, each under a name of its own."""
+        seen: Counter[str] = Counter()
         for index in range(self._count):
-            yield self._one(index)
+            sample = self._one(index)
+            seen[sample.name] += 1
+            again = seen[sample.name]
+            yield sample if again == 1 else replace(sample, name=f"{sample.name} ({again})")
 
     def _one(self, index: int) -> Sample:
         try:
@@ -83,7 +92,9 @@ def _name_of(value: Any, index: int) -> str:
         return _name_of(next(iter(value.values())), index)
     if isinstance(value, str | os.PathLike):
         path = Path(value)
-        return "/".join(path.parts[-2:]) if path.parent.name else path.name
+        folder = path.parent.name
+        # a file of the cache lies in a folder that is called by its digest, which tells nobody anything
+        return f"{folder}/{path.name}" if folder and not _DIGEST.fullmatch(folder) else path.name
     return f"sample {index}"
 
 

@@ -122,6 +122,11 @@ def _varied_input(opened: OpenSide, name: str | None) -> TensorRecipe:
     if name is not None:
         found = [r for r in found if r.spec.name == name]
     if len(found) == 1:
+        if not variations(found[0].pipeline):
+            raise InputError(
+                f"No variation is known of the steps of input '{found[0].spec.name}' of '{opened.subject.name}' "
+                f"({', '.join(found[0].pipeline.names)}); pictures, sound and bytes can be varied"
+            )
         return found[0]
     known = ", ".join(r.spec.name for r in opened.recipe.inputs)
     if found:

@@ -152,7 +152,17 @@ def test_a_corrupt_picture_is_named_and_the_rest_kept(tmp_path):
     assert found.sizes["sample"] == len(COLOURS) * 3 - 2
     assert found.attrs["asked"] == 12
     assert found["accuracy_a"].item() == 1
-    assert "2 could not be read and were left out" in found.attrs["verdict"]
+    assert "2 could not be compared and were left out" in found.attrs["verdict"]
+
+
+def test_a_sample_that_breaks_the_model_is_named_and_the_rest_kept():
+    """NaN in an answer is that sample's fault, on whichever side."""
+    samples = [SCORES[0], np.array([0.0, 0.0]), SCORES[1]]
+    with np.errstate(invalid="ignore"):
+        found = ml.agreement(lambda x: x, lambda x: x / x.sum(axis=1, keepdims=True), samples)
+    assert list(found.attrs["left_out"]) == ["sample 1"]
+    assert "NaN" in found.attrs["left_out"]["sample 1"]
+    assert found["agrees"].values.tolist() == [True, True]
 
 
 def failing(x):

@@ -88,3 +88,13 @@ def test_what_is_no_set_of_samples_is_said(folder, settings):
     empty.mkdir()
     with pytest.raises(InputError, match="holds no samples"):
         samples_of(empty, settings=settings)
+
+
+def test_names_are_short_and_each_its_own(folder, settings):
+    cached = folder / ("0123456789abcdef" * 4)
+    cached.mkdir()
+    file = cached / "cat.png"
+    Image.fromarray(data.chelsea()[:8, :8]).save(file)
+    assert [s.name for s in samples_of([file, file, "cat.png"], settings=settings)] == [
+        "cat.png", "cat.png (2)", "cat.png (3)"
+    ]  # fmt: skip

@@ -240,3 +240,12 @@ def test_a_tensor_cannot_be_prepared_in_another_way(colours):
         ml.sweep_preprocessing(model, np.zeros((8, 8, 3), np.float32))
     with pytest.raises(InputError, match="declares no preprocessing"):
         ml.sweep_preprocessing(model.replace(".yaml", ".onnx"), np.zeros((8, 8, 3), np.float32))
+
+
+@pytest.mark.network
+def test_steps_of_which_no_variation_is_known():
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(InputError, match="several inputs"):
+        ml.sweep_preprocessing("all-minilm-l6-v2-int8", b"some text")
+    with pytest.raises(InputError, match=r"No variation is known .*word_pieces"):
+        ml.sweep_preprocessing("all-minilm-l6-v2-int8", b"some text", input_name="input_ids")
