@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
@@ -88,3 +91,15 @@ def test_recompressing_takes_pixels_only():
             Recompress()(wrong)
     with pytest.raises(InputError, match="quality"):
         Recompress(quality=0)
+
+
+@given(st.data())
+def test_damaged_files_are_an_error_or_a_picture(draw):
+    file = bytearray(encoded(data.chelsea()[:40, :61]))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        file[draw.draw(st.integers(2, len(file) - 1))] = draw.draw(st.integers(0, 255))
+    if draw.draw(st.booleans()):
+        del file[draw.draw(st.integers(4, len(file) - 1)) :]
+    for step in (DecodeImage(chroma="nearest"), DecodeImage(draft=10)):
+        with contextlib.suppress(InputError):  # whatever else is raised fails the test
+            assert step(bytes(file)).dtype == np.uint8
