@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.network, pytest.mark.slow]
         ("mtcnn-onet", "onnxruntime"),
         ("basic-pitch", "onnxruntime"),
         ("light-shufflenet", "onnxruntime"),
+        ("all-minilm-l6-v2", "pytorch"),
+        ("all-minilm-l6-v2-int8", "onnxruntime"),
     ],
 )
 def test_it_runs_layer_by_layer(model, backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 
 import numpy as np
 import pytest
@@ -217,6 +218,25 @@ def test_sound_and_bytes_have_sweeps_of_their_own():
     found = ml.sweep_preprocessing("magika", __file__, pairs=False)
     assert found["declared_label"].item() == "python"
     assert set(found["axes"].values) == {"text"}
+
+
+@pytest.mark.network
+def test_a_sweep_of_sound(tmp_path):
+    """A hum, louder on the left, told apart from speech by one probability."""
+    t = np.arange(16000) / 16000
+    hum = np.sin(2 * np.pi * 120 * t) * 0.3
+    with wave.open(str(tmp_path / "hum.wav"), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes((np.stack([hum, hum / 2], axis=1) * 32767).astype("<i2").tobytes())
+    found = ml.sweep_preprocessing("silero-vad", tmp_path / "hum.wav", pairs=False, threads=1)
+    assert found["declared_top1"].item() == 0
+    assert "no below .5" in found.attrs["probabilities"]
+    declared = row(found, "scale: -32,768..32,767, not -1..1")["input_rms"].item() / 32767
+    left = row(found, "channel: the left one alone")["input_rms"].item()
+    assert left == pytest.approx(declared / 3, rel=1e-2)  # 1 in place of 3/4
+    assert set(found["axes"].values) == {"sampling rate", "scale", "channel", "window"}
 
 
 @pytest.mark.parametrize(
