@@ -230,7 +230,12 @@ class Work:
             equal, largest = compare_outputs({n: outputs[n] for n in common}, {n: stepped[n] for n in common})
             self.observer.append({"side": letter, "equal": bool(equal == 1), "max_abs_difference": largest,
                                   "method": stepper.method, "notes": list(stepper.notes)})  # fmt: skip
-            self.outputs |= {f"{letter}_{name}": array for name, array in outputs.items() if is_numeric(array)}
+            self.outputs |= {
+                # the store takes names for folders
+                f"{letter}_{name.replace('/', ':')}": array
+                for name, array in outputs.items()
+                if is_numeric(array)
+            }
 
     def _lay_out(self, made: Sequence[Capture]) -> None:
         """Make an accumulator for each pair, on the range of both its values."""

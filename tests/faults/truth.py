@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from mlscope_lab.trace.graph import Graph, Operation
-from mlscope_lab.trace.kinds import LAYOUT, kind_of
+from mlscope_lab.trace.kinds import COMPUTE, LAYOUT, kind_of
 
 __all__ = ["Group", "Judged", "changed_operations", "judge"]
 
@@ -90,8 +90,23 @@ class Group:
     types_b: tuple[str, ...]
 
     def computing(self) -> int:
-        """Return how many operations compute, on the side where they are fewer."""
-        return min(sum(kind_of(t) not in LAYOUT for t in types) for types in (self.types_a, self.types_b))
+        """Return how many operations compute, on the side where they are fewer.
+
+        A bias, a scale or a normalisation right behind a convolution or product is part of it: frameworks fold one into
+        the other, so that no value in between is on both sides.
+        """
+        return min(_operators(types) for types in (self.types_a, self.types_b))
+
+
+def _operators(types: Sequence[str]) -> int:
+    count, heavy = 0, False
+    for kind in (kind_of(t) for t in types):
+        if kind in LAYOUT:
+            continue
+        if heavy and kind in {"addition", "multiplication", "normalization"}:
+            continue
+        count, heavy = count + 1, kind in COMPUTE
+    return count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +134,7 @@ def judge(groups: Sequence[Group], truth: set[str], first: int, culprit: int) ->
     Notes
     -----
     The smallest group is the one with the fewest operations among those that hold a changed one, the earlier of equals.
-    It counts only if one of its sides is a single operation that computes (beside those that only move values): what
+    It counts only if one of its sides is a single operator that computes (beside those that only move values): what
     lies between two values that both sides have must not be wider than one operator of either, so that a coarse
     alignment cannot win by naming half of the model. Where nothing is fused that is the changed operator itself.
     """
