@@ -7,6 +7,7 @@ from itertools import permutations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from mlscope_lab.alignment.sketch import ValueSketch
 
@@ -116,12 +117,19 @@ def _cost(long_a: Sequence[int], order: Sequence[int], one: ValueSketch | None, 
         if len(p) != len(q) or not len(p):
             return float("inf")
         with np.errstate(all="ignore"):
-            spread = float(np.std(p) + np.std(q))
-            apart = float(np.sqrt(np.mean(np.square(p - q))))
+            spread = _spread(p) + _spread(q)
+            difference = p - q
+            apart = float(np.sqrt(difference @ difference / len(p)))
         if not np.isfinite(apart):
             return float("inf")
         worst = max(worst, apart / spread if spread > 0 else float(apart > 0))
     return worst
+
+
+def _spread(profile: npt.NDArray[np.float64]) -> float:
+    """Return the standard deviation; by hand, since numpy's takes ten times as long for so few numbers."""
+    centred = profile - profile.sum() / len(profile)
+    return float(np.sqrt(centred @ centred / len(profile)))
 
 
 def _moved(b: tuple[int, ...], *, first: bool) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ def main() -> int:
         "bench_collectors": [],
         "bench_roofline": [],
         "bench_static": [],
+        "bench_alignment": [],
         "bench_comparison": ["--pairs", str(options.pairs)],
     }
     found, missed = [], 0
