@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["ModuleState", "StartingState", "whole_memory"]
+__all__ = ["ModuleState", "StartingState", "own_attributes", "whole_memory"]
 
 
 def whole_memory(tensor: Any) -> Any:
@@ -21,6 +22,20 @@ def whole_memory(tensor: Any) -> Any:
     import torch
 
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+@functools.cache
+def _common() -> frozenset[str]:
+    """Return the attributes that every module has, but for those that hold its tensors."""
+    import torch
+
+    return frozenset(vars(torch.nn.Module())) - {"_buffers", "_parameters"}
+
+
+def own_attributes(part: Any) -> dict[str, Any]:
+    """Return the attributes of a module that not every module has, and the dictionaries of its tensors."""
+    common = _common()
+    return {key: value for key, value in vars(part).items() if key not in common}
 
 
 class ModuleState:
@@ -33,12 +48,9 @@ class ModuleState:
     """
 
     def __init__(self, root: Any) -> None:
-        import torch
-
-        self._common = common = set(vars(torch.nn.Module())) - {"_buffers", "_parameters"}
         self._parts: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = []
         for name, part in root.named_modules():
-            own = {key: value for key, value in vars(part).items() if key not in common}
+            own = own_attributes(part)
             inside = {key: copy.copy(value) for key, value in own.items() if type(value) in {list, dict, set}}
             self._parts.append((name, part, own, inside))
 
@@ -47,7 +59,7 @@ class ModuleState:
         changed: list[str] = []
         for prefix, part, own, inside in self._parts:
             present, dot = vars(part), f"{prefix}." if prefix else ""
-            for key in [key for key in present if key not in own and key not in self._common]:
+            for key in [key for key in present if key not in own and key not in _common()]:
                 changed.append(dot + key)
                 del present[key]
             for key in [key for key, value in own.items() if present.get(key) is not value]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mlscope_lab.backends.pytorch_dispatch import dispatching
 from mlscope_lab.backends.pytorch_recorder import Recording
 from mlscope_lab.backends.pytorch_scopes import Forward, ModuleScopes
-from mlscope_lab.backends.pytorch_state import StartingState
+from mlscope_lab.backends.pytorch_state import StartingState, own_attributes
 from mlscope_lab.backends.stepping import Receive, Stepper
 from mlscope_lab.trace.graph import Graph
 
@@ -218,10 +218,13 @@ def _own_tensors(module: Any) -> dict[int, str]:
 
     found: dict[int, str] = {}
     for prefix, part in module.named_modules():
-        members = [*part._parameters.items(), *part._buffers.items(), *vars(part).items()]
-        for key, member in members:
-            many = member.values() if isinstance(member, dict) else member if isinstance(member, list | tuple) else ()
-            for tensor in (member, *many):
+        for name, member in own_attributes(part).items():
+            if isinstance(member, dict):
+                pairs = list(member.items())
+            else:
+                pairs = [(name, tensor) for tensor in (member if isinstance(member, list | tuple) else (member,))]
+            for key, tensor in pairs:
                 if isinstance(tensor, torch.Tensor):
-                    found.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                    own = key if name in {"_buffers", "_parameters"} else name
+                    found.setdefault(id(tensor), f"{prefix}.{own}" if prefix else own)
     return found
