@@ -7,6 +7,7 @@ session, and only what is still to be read is held.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mlscope_lab.backends.heap import Freed
 from mlscope_lab.backends.onnxruntime_blocks import filled, find_blocks, reorder_node
 from mlscope_lab.backends.onnxruntime_branches import bodies
 from mlscope_lab.backends.onnxruntime_kinds import kinds_of, passes_on, quantization_of, quantized_input
 from mlscope_lab.backends.onnxruntime_origins import origins_of, places_of
 from mlscope_lab.backends.onnxruntime_pieces import RANDOM, Piece, Pieces, read_pieces, type_proto
-from mlscope_lab.backends.onnxruntime_values import dtype_of, from_array, to_array, type_of
+from mlscope_lab.backends.onnxruntime_values import dtype_of, from_array, held, size_of, to_array, type_of
 from mlscope_lab.backends.onnxruntime_written import Source, write_graph
 from mlscope_lab.backends.stepping import Receive, Stepper
 from mlscope_lab.errors import InputError, SessionError
@@ -30,6 +32,7 @@ from mlscope_lab.trace.graph import Graph, Operation, Value
 __all__ = ["OnnxRuntimeStepper"]
 
 Array = npt.NDArray[Any]
+_log = logging.getLogger(__name__)
 # sessions have their own threads each; more than this many threads are not kept waiting
 _THREADS: Final = 1024
 _FLOATS: Final = "tensor(float)"  # all that ONNX Runtime blocks
@@ -70,6 +73,7 @@ class OnnxRuntimeStepper(Stepper):
         self._sizes: dict[str, int] = {}
         self._ran: _Run | None = None
         self._opened = 0
+        self._prepared = False
         self._notes: dict[str, None] = {}
 
     @property
@@ -106,12 +110,14 @@ class OnnxRuntimeStepper(Stepper):
         self._notes = {}
         run = self._ran = _Run()
         values: dict[str, Any] = {}
+        freed = Freed()
         for spec in self._source.session.inputs:
             array = np.asarray(feeds[spec.name])
             dtype = "str" if array.dtype.kind in "OUT" else spec.dtype
             values[spec.name] = from_array(array, dtype)
             run.inputs.append(spec.name)
             self._show(run, spec.name, None, receive, values, [])
+        self._prepare({name: type_of(value) for name, value in values.items()})
         self._show_constants(run, receive)
         for position, piece in enumerate(self._pieces.pieces):
             if piece.conditions and not self._taken(piece, values):
@@ -121,7 +127,7 @@ class OnnxRuntimeStepper(Stepper):
                 self._notes[f"'{piece.label}' draws random numbers, others than in the session"] = None
             values.update(self._compute(piece, values))
             if piece.fixed:
-                self._sizes.update((name, _size(values[name])) for name in piece.writes)
+                self._sizes.update((name, size_of(values[name])) for name in piece.writes)
             else:
                 written: list[int] = []
                 try:
@@ -130,7 +136,8 @@ class OnnxRuntimeStepper(Stepper):
                 finally:
                     run.add(self._operation(piece, run, written), piece)
             for name in self._last_read[position]:
-                values.pop(name, None)
+                if name in values:
+                    freed.add(4 * size_of(values.pop(name)))
         return self._graph_of(run)
 
     def _taken(self, piece: Piece, values: Mapping[str, Any]) -> bool:
@@ -271,10 +278,10 @@ class OnnxRuntimeStepper(Stepper):
             return {}
         feeds = {name: values[name] for name in piece.reads}
         try:
-            runner = self._runner(piece, feeds)
+            runner = self._runner(piece, {name: type_of(value) for name, value in feeds.items()})
             if any(isinstance(value, (np.ndarray, list)) for value in feeds.values()):
                 # ONNX Runtime makes no OrtValue of strings
-                results = [_held(result) for result in runner.run(list(piece.writes), feeds)]
+                results = [held(result) for result in runner.run(list(piece.writes), feeds)]
             else:
                 results = runner.run_with_ort_values(list(piece.writes), feeds)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
@@ -284,12 +291,33 @@ class OnnxRuntimeStepper(Stepper):
             ) from error
         return dict(zip(piece.writes, results, strict=True))
 
-    def _runner(self, piece: Piece, feeds: Mapping[str, Any]) -> Any:
-        """Return the session of a piece, made when it first runs, for the types are known then."""
+    def _prepare(self, types: dict[str, str]) -> None:
+        """Make the sessions of all pieces before the first run, as far as types tell.
+
+        A session that is made between two large values stays there, and the memory of those that are gone is then too
+        small for the next: each value would take new memory.
+        """
+        if self._prepared:
+            return
+        self._prepared = True
+        for piece in self._pieces.pieces:
+            if len(self._runners) >= self._room or any(name not in types for name in piece.reads):
+                continue
+            try:
+                runner = self._runner(piece, types)
+            except Exception as error:  # in a branch that is not taken it may; what runs fails again, by its name
+                _log.debug("'%s' cannot be opened yet: %s", piece.label, error)
+                continue
+            types.update((output.name, output.type) for output in runner.get_outputs())
+        for name in self._blocks.names & self._blocks.channels.keys():
+            self._reorder(self._blocks.channels[name])
+
+    def _runner(self, piece: Piece, types: Mapping[str, str]) -> Any:
+        """Return the session of a piece, for values of some types."""
         runner = self._runners.get(piece.label)
         if runner is None:
-            types = {name: type_proto(type_of(value)) for name, value in feeds.items()}
-            runner = self._open(self._pieces.model([piece], types, piece.writes))
+            protos = {name: type_proto(types[name]) for name in piece.reads}
+            runner = self._open(self._pieces.model([piece], protos, piece.writes))
             if len(self._runners) < self._room:
                 self._runners[piece.label] = runner
         return runner
@@ -416,14 +444,3 @@ def _last_reads(pieces: Pieces) -> list[list[str]]:
     for name, position in last.items():
         found[position].append(name)
     return found
-
-
-def _size(value: Any) -> int:
-    return value.size if isinstance(value, np.ndarray) else int(np.prod(value.shape())) if value.is_tensor() else 0
-
-
-def _held(result: Any) -> Any:
-    """Return a result of `InferenceSession.run` as it is passed on: strings as arrays, numbers as OrtValue."""
-    if isinstance(result, np.ndarray) and result.dtype.kind not in "OUT":
-        return from_array(result, result.dtype.name)
-    return result

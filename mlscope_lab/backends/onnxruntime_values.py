@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["dtype_of", "from_array", "to_array", "type_of"]
+__all__ = ["dtype_of", "from_array", "held", "size_of", "to_array", "type_of"]
 
 Array = npt.NDArray[Any]
 _BFLOAT16 = 16
@@ -61,3 +61,17 @@ def from_array(array: Array, dtype: str) -> Any:
         rounded = np.where(np.isnan(array), (bits >> np.uint64(16)) | np.uint64(0x40), rounded)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded.astype(np.uint16), _BFLOAT16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array, order="C"))
+
+
+def size_of(value: Any) -> int:
+    """Return the number of elements of a value; 0 of one that is no tensor."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    return 0 if isinstance(value, list) or not value.is_tensor() else int(np.prod(value.shape()))
+
+
+def held(result: Any) -> Any:
+    """Return a result of `InferenceSession.run` as it is passed on: strings as arrays, numbers as OrtValue."""
+    if isinstance(result, np.ndarray) and result.dtype.kind not in "OUT":
+        return from_array(result, result.dtype.name)
+    return result

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 
+from mlscope_lab.backends import onnxruntime_precision
 from mlscope_lab.backends.base import SessionOptions
 from mlscope_lab.backends.onnxruntime_ import OnnxRuntimeBackend
 from mlscope_lab.errors import InputError, UnsupportedModelError
@@ -128,6 +129,15 @@ class TestPrecisions:
                 session.predict(feeds)
                 assert "answer" in session.end_trace().layers.name
         assert list(scratch.iterdir()) == []
+
+    @pytest.mark.parametrize("precision", ["float16", "int8-dynamic", "int8-static"])
+    def test_models_too_large_for_one_file(self, files, precision, monkeypatch):
+        feeds = feeds_for(files)
+        _, small, _ = run(files, feeds, precision, calibration=(feeds,))
+        monkeypatch.setattr(onnxruntime_precision, "_SINGLE_FILE_BYTES", 100)
+        _, large, _ = run(files, feeds, precision, calibration=(feeds,))
+        for name, array in small.items():
+            np.testing.assert_array_equal(large[name], array)
 
     def test_nothing_is_printed_or_logged(self, files, capfd):
         root = logging.getLogger()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,7 @@ from tests.backends.onnx_models import (  # noqa: E402
 )
 
 ONE = SessionOptions(threads=1)
+STATM, PAGE = Path("/proc/self/statm"), resource.getpagesize()
 RAW = SessionOptions(threads=1, graph_optimization="none")
 
 
@@ -426,6 +430,18 @@ class TestWhatOnnxAllows:
                 feeds = noise(session, batch)
                 graph, kept = captured(stepper, feeds)
                 np.testing.assert_array_equal(kept[graph.outputs["y"]], session.predict(feeds)["y"])
+
+    @pytest.mark.skipif(not STATM.exists(), reason="no /proc/self/statm: resident memory is not known here")
+    def test_only_what_is_still_read_is_held(self, tmp_path):
+        nodes = [helper.make_node("Add", [f"v{i}", "one"], [f"v{i + 1}"], name=f"n{i}") for i in range(120)]
+        files = save(tmp_path, nodes, [floats("v0", 1 << 21)], [floats("v120")], initializers=[weight("one", 1)])
+        with opened(files, RAW) as session, session.open_stepper() as stepper:
+            resident = []
+            stepper.run(
+                {"v0": np.zeros(1 << 21, np.float32)},
+                lambda *_: resident.append(int(STATM.read_text().split()[1]) * PAGE),
+            )
+        assert max(resident) - resident[0] < 400e6  # of 121 values of 8 MiB
 
     def test_a_thousand_nodes(self, tmp_path):
         nodes = [

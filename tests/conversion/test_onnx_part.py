@@ -10,6 +10,7 @@ import pytest
 
 from mlscope_lab.backends.base import SessionOptions
 from mlscope_lab.backends.onnxruntime_ import OnnxRuntimeBackend
+from mlscope_lab.conversion import onnx_part
 from mlscope_lab.conversion.onnx_part import write_part
 from mlscope_lab.errors import InputError, SessionError, UnsafeArtifactError, UnsupportedModelError
 
@@ -143,6 +144,15 @@ class TestParts:
         part = write_part(files.path, ["product"], given, {"y": np.zeros((2, 40), np.float32)}, tmp_path / "repro")
         (tmp_path / "model.bin").unlink()
         assert onnx.load(part.model).graph.initializer[0].raw_data
+
+    def test_parts_too_large_for_one_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(onnx_part, "_SINGLE_FILE_BYTES", 100)
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+        files = save(tmp_path, nodes, [floats("x", 2, 30)], [floats("y")], initializers=[weight("w", 30, 40)])
+        given = {"x": np.ones((2, 30), np.float32)}
+        part = write_part(files.path, ["product"], given, {"y": np.zeros((2, 40), np.float32)}, tmp_path / "repro")
+        assert (part.folder / "part.onnx.data").stat().st_size >= 4800
+        assert part.differences["y"].max_abs > 0
 
 
 class TestRefusals:
