@@ -54,8 +54,8 @@ def _aligned(tree: xr.DataTree) -> list[Html]:
         f"{facts.get('paired_a', 0)} of {facts.get('compute_a', 0)} convolutions, products and the like of a are "
         f"paired, {facts.get('paired_b', 0)} of {facts.get('compute_b', 0)} of b. {names}",
         f"Of {pairs.sizes['pair']} pairs, by the strongest evidence: {reasons}." if reasons else "",
-        f"{doubtful} pairs have a confidence under 0.9: look at these first where a result surprises, and fix a "
-        "wrong one with fixes=." if doubtful else "",
+        f"Pairs with a confidence under 0.9: {doubtful}. Look at these first where a result surprises, and fix a wrong "
+        "one with fixes=." if doubtful else "",
     ]  # fmt: skip
     return [tag("p", s) for s in sentences if s] + [tag("p", str(note)) for note in facts.get("notes", [])]
 

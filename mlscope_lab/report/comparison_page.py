@@ -185,7 +185,11 @@ def _answers(tree: xr.DataTree) -> Html | None:
         ]))  # fmt: skip
     rows.sort(key=lambda row: not row[0])
     shown = min(_SAMPLES, len(rows))
-    caption = f"All {len(rows)} samples" if shown == len(rows) else f"{shown} of {len(rows)} samples, flips first"
+    caption = (
+        ("All samples" if len(rows) > 1 else "The sample")
+        if shown == len(rows)
+        else f"{shown} of {len(rows)} samples, flips first"
+    )
     columns = [
         Column("Sample"), Column("Status"), Column("First class of a", numeric=True),
         Column("First class of b", numeric=True), Column("First answer"), Column("Largest output error", numeric=True),
@@ -202,6 +206,9 @@ def _reproduce(tree: xr.DataTree) -> Html:
         parts += [tag("p", "On the command line, where these files are:"), tag("pre", tag("code", line))]
     if code is not None:
         parts += [tag("p", "In Python:"), tag("pre", tag("code", code))]
+    if parts and comparison_view.inputs_in_memory(tree):
+        parts.append(tag("p", tag("code", "x.npy"), " stands for the input, an array in memory: numpy.save writes it.",
+                         class_="note"))  # fmt: skip
     if not parts:
         parts = [tag("p", "A side was a live object, which only the process that made it has.")]
     if isinstance(repro := tree.attrs.get("repro"), Mapping):

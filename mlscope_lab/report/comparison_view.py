@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,20 @@ from mlscope_lab.report.units import format_number
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["answer_sentence", "code", "command_line", "consequence", "explanation", "title", "worst_pairs"]
+__all__ = [
+    "answer_sentence",
+    "code",
+    "command_line",
+    "consequence",
+    "explanation",
+    "inputs_in_memory",
+    "title",
+    "worst_pairs",
+]
 
 _SEEDED = "seeded values"
+_NOT_A_FILE = re.compile(r"sample \d+|given")
+_ARRAY_FILE = "x.npy"
 
 
 def title(tree: xr.DataTree) -> str:
@@ -147,10 +159,17 @@ def _options(side: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
 
 
 def _inputs(tree: xr.DataTree) -> list[str]:
+    """Return the input files by name; ``x.npy`` for what was given as an array, which only its process had."""
     if schema.SAMPLES not in tree.children:
         return []
     names = [str(n) for n in tree[schema.SAMPLES].dataset["sample"].values]
-    return [name for joined in names for name in joined.split(", ") if name != _SEEDED]
+    each = [name for joined in names for name in joined.split(", ") if name != _SEEDED]
+    return list(dict.fromkeys(_ARRAY_FILE if _NOT_A_FILE.fullmatch(name) else name for name in each))
+
+
+def inputs_in_memory(tree: xr.DataTree) -> bool:
+    """Tell whether an input was an array in memory, for which the command names `x.npy`."""
+    return _ARRAY_FILE in _inputs(tree)
 
 
 def _live(tree: xr.DataTree) -> bool:

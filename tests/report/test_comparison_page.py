@@ -244,6 +244,14 @@ def test_relative_tolerances_widen_the_band():
     assert allowed_error(pairs) == pytest.approx(1e-6 + 1e-3 * pairs["rms_a"].values)
 
 
+def synthetic_with_sample(name: str) -> xr.DataTree:
+    tree = synthetic_comparison(4)
+    samples = tree[schema.SAMPLES].to_dataset()
+    samples["sample"] = ("sample", np.array([name], dtype=object))
+    tree[schema.SAMPLES] = xr.DataTree(samples)
+    return tree
+
+
 def test_the_command_and_the_code_say_what_differs():
     a, b = synthetic_comparison(4).attrs["sides"]
     b = {**b, "asked_precision": "float16", "graph_optimization": "none", "threads": 1}
@@ -265,6 +273,8 @@ def test_the_command_and_the_code_say_what_differs():
         "mlscope compare old.onnx new.onnx --input picture-0.png"
     )
     assert "'model': 'new.onnx'" in str(comparison_view.code(files))
+    assert "--input x.npy" in str(comparison_view.command_line(synthetic_with_sample("sample 0")))
+    assert "--input" not in str(comparison_view.command_line(synthetic_with_sample("seeded values")))
     live = synthetic_comparison(4, sides=[{**a, "format": "live"}, b])
     assert comparison_view.command_line(live) is comparison_view.code(live) is None
 
