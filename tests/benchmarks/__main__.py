@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument(
         "--hta", metavar="PYTHON", help="interpreter of an environment with HolisticTraceAnalysis 0.5.0"
     )
+    parser.add_argument("--polygraphy", metavar="PYTHON", help="interpreter of an environment with Polygraphy 0.53")
     options = parser.parse_args()
     settings = ml.load_settings()
     manifest = load_catalog(settings).model("efficientnet-lite0").manifest
@@ -46,6 +47,7 @@ def main() -> int:
         "bench_coverage": [],
         "bench_prediction": [],
         "bench_import": ["--hta", options.hta] if options.hta else [],
+        "bench_divergence": ["--polygraphy", options.polygraphy] if options.polygraphy else [],
         "bench_memory": [],
         "bench_collectors": [],
         "bench_roofline": [],
