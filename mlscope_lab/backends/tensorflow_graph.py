@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from typing import Any
 
@@ -125,8 +126,6 @@ class Frozen:
         Nodes of the graph, those of its functions included.
     feeds, fetches
         Names of tensors in the order of the model's inputs and outputs.
-    definition
-        The graph, serialised in one way only.
     made_constant
         Whether variables were made constants, so that TensorFlow can prepare what it otherwise computes anew.
     """
@@ -137,10 +136,7 @@ class Frozen:
         self.feeds, self.fetches = list(opened.input_keys), list(opened.output_keys)
         if definition is None:
             definition = self._freeze(tf, opened, lower_control_flow)
-        versions = type(definition)(versions=definition.versions).versions
-        definition.ClearField("versions")
-        self.definition: bytes = definition.SerializeToString(deterministic=True)
-        definition.versions.CopyFrom(versions)
+        self._definition = definition
         self.graph: Any = tf.Graph()
         with self.graph.as_default(), tf.device(place):
             tf.import_graph_def(definition, name="")
@@ -186,10 +182,19 @@ class Frozen:
             named = dict(zip(sorted(keys), tensors.values(), strict=True))
         return [str(named[key]) for key in keys]
 
+    def digest(self, *marks: str) -> str:
+        """Return the digest of the graph, and of words that say how it runs."""
+        kept = type(self._definition)(versions=self._definition.versions)
+        self._definition.ClearField("versions")
+        found = hashlib.sha256(self._definition.SerializeToString(deterministic=True))
+        self._definition.versions.CopyFrom(kept.versions)
+        for mark in marks:
+            found.update(mark.encode())
+        return f"sha256:{found.hexdigest()}"
+
     def forget_constants(self) -> None:
         """Let go of the values of constants, and of all that holds them; names and their origins stay."""
-        self.definition = b""
-        self.graph = None
+        self._definition = self.graph = None
         self._nodes = {name: _bare(node) for name, node in self._nodes.items()}
 
     def op_of(self, name: str) -> str:

@@ -8,7 +8,6 @@ had, step statistics of every step give the times too, at a higher cost, and the
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from bisect import bisect_right
@@ -99,8 +98,7 @@ class Recorder:
         self._operators = operators
         self._device = place
         self._frozen = Frozen(tf, opened, place)
-        what = self._frozen.definition if optimize else self._frozen.definition + b"not optimised"
-        self.digest = "sha256:" + hashlib.sha256(what).hexdigest()
+        self.digest = self._frozen.digest(*([] if optimize else ["not optimised"]))
         config = session_config(tf, threads, optimize=optimize)
         try:
             self._session: Any = tf.compat.v1.Session(graph=self._frozen.graph, config=config)
