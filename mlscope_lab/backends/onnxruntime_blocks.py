@@ -85,7 +85,7 @@ def find_blocks(pieces: Pieces, weights: Callable[[], Mapping[str, int]] | None 
     origins: dict[str, str] = {}
     for piece in pieces.pieces:
         node = piece.node
-        if node.domain == DOMAIN:
+        if node.domain == DOMAIN and node.input and node.output:
             if node.op_type == "ReorderOutput":
                 channels.update((node.input[0], a.i) for a in node.attribute if a.name == "channels")
                 continue
@@ -96,10 +96,10 @@ def find_blocks(pieces: Pieces, weights: Callable[[], Mapping[str, int]] | None 
                 twins.append((node.output[0], node.input[0]))
             if node.op_type == "Conv" and len(node.input) > 3 and node.input[3]:
                 twins.append((node.output[0], node.input[3]))
-        elif any(read in names for read in piece.reads):
+        elif piece.writes and any(read in names for read in piece.reads):
             names.update(piece.writes)
             if node.op_type != "Concat":
-                twins.extend((node.output[0], read) for read in piece.reads if read in names)
+                twins.extend((piece.writes[0], read) for read in piece.reads if read in names)
     for name, origin in origins.items():
         if name not in channels and (declared := _declared(pieces, origin)) is not None:
             channels[name] = declared
@@ -124,8 +124,8 @@ def _declared(pieces: Pieces, name: str) -> int | None:
 
 def _depthwise(piece: Piece, pieces: Pieces) -> bool:
     group = next((a.i for a in piece.node.attribute if a.name == "group"), 1)
-    weight = pieces.initializers.get(piece.node.input[1])
-    return group > 1 and weight is not None and weight.dims[1] == 1
+    weight = pieces.initializers.get(piece.node.input[1]) if len(piece.node.input) > 1 else None
+    return group > 1 and weight is not None and len(weight.dims) > 1 and weight.dims[1] == 1
 
 
 def _spread(channels: dict[str, int], twins: Sequence[tuple[str, str]], names: set[str]) -> None:

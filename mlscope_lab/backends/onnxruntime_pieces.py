@@ -203,7 +203,12 @@ def read_pieces(path: Path, name: str, order: Mapping[str, int] | None = None) -
         for body in bodies(node):
             _drop_twins(body)
     graph = proto.graph
-    flat = Flat(graph)
+    try:
+        flat = Flat(graph)
+    except (ValueError, LookupError, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"Model '{name}': {path.name} has an If whose branches do not fit: {error}"
+        ) from error
     initializers = flat.initializers
     listed = {value.name for value in graph.input}
     overridable = frozenset(listed & initializers.keys()) if proto.ir_version >= _IR else frozenset()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 onnx = pytest.importorskip("onnx")
 from onnx import helper  # noqa: E402
 
+from mlscope_lab.backends.onnxruntime_blocks import DOMAIN, find_blocks  # noqa: E402
 from mlscope_lab.backends.onnxruntime_pieces import read_pieces, type_proto  # noqa: E402
 from mlscope_lab.errors import UnsupportedModelError  # noqa: E402
 from tests.backends.onnx_models import constant, floats, save  # noqa: E402
@@ -116,3 +117,21 @@ class TestBroken:
         files = save(tmp_path, [helper.make_node("Relu", ["ghost"], ["y"])], [floats("x", 2)], [floats("y")])
         with pytest.raises(UnsupportedModelError, match="'y' reads 'ghost', which nothing writes"):
             read_pieces(files.path, "m")
+
+    def test_branches_that_do_not_fit(self, tmp_path):
+        branch = helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], "b", [], [floats("t")])
+        flag = helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])
+        for inputs, outputs in ((["c"], ["y", "z"]), ([], ["y"])):
+            node = helper.make_node("If", inputs, outputs, then_branch=branch, else_branch=branch)
+            files = save(tmp_path, [node], [floats("x", 2), flag], [floats("y")])
+            with pytest.raises(UnsupportedModelError, match="has an If whose branches do not fit"):
+                read_pieces(files.path, "m")
+
+    def test_blocked_nodes_without_arguments(self, tmp_path):
+        nodes = [
+            helper.make_node("Conv", ["x"], ["a"], domain=DOMAIN, group=4),
+            helper.make_node("ReorderOutput", [], ["b"], domain=DOMAIN),
+            helper.make_node("MaxPool", ["a"], [], domain=DOMAIN),
+        ]
+        files = save(tmp_path, nodes, [floats("x", 2)], [floats("a"), floats("b")], domains={DOMAIN: 1})
+        assert find_blocks(read_pieces(files.path, "m")).names == {"a"}
