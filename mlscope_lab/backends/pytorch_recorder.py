@@ -33,7 +33,9 @@ from mlscope_lab.backends.pytorch_tape import (
     exchanged,
     flat_tensors,
     is_strided,
+    restrided,
     same,
+    shape_of,
     shown,
 )
 from mlscope_lab.errors import SessionError
@@ -306,6 +308,8 @@ class Recording:
             for leaf in leaves:
                 leaf.zero_()
         places = [next(~i for i, given in enumerate(read.tensors) if given is tensor) for tensor in read.written]
+        if operator.type == "aten::as_strided":
+            func, read.args, read.kwargs = *restrided(read.args[0], read.tensors[0], leaves[0]), {}
         call = Call(
             func, read.args, read.kwargs, (*places, *(i for i, _ in results)), frozenset(~place for place in places),
             read.generator, operator.clears,
@@ -400,7 +404,7 @@ class Recording:
         form = Form.of(tensor)
         self.tape.forms.append(form)
         self.values.append(
-            Value(name=name, shape=tuple(tensor.shape), dtype=form.shown_dtype, quantization=form.quantization)
+            Value(name=name, shape=shape_of(tensor), dtype=form.shown_dtype, quantization=form.quantization)
         )
         return len(self.values) - 1
 
@@ -410,7 +414,7 @@ class Recording:
         if other is None:
             return None
         form = self.tape.forms[index]
-        if own and 0 not in form.stride:
+        if own and 0 not in form.stride and not form.reason:
             tensor.copy_(form.tensor(other, self._device))
             return None
         if np.array_equal(other, shown(tensor), equal_nan=other.dtype.kind in "fc"):

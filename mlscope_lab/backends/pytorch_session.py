@@ -85,8 +85,10 @@ class PyTorchSession(Session):
 
         self._torch = torch
         self._names = tuple(spec.name for spec in inputs)
-        if converted:  # a layer of another type may name its arguments otherwise
-            self._names = argument_order(module, self._names)
+        if converted:
+            if not by_keyword(converted.module, self._names):  # a layer of another type names its arguments otherwise
+                self._names = argument_order(module, self._names)
+                inputs = tuple(sorted(inputs, key=lambda spec: self._names.index(spec.name)))
             module = converted.module
         self._module = module
         self._keywords = self._names if by_keyword(module, self._names) else None

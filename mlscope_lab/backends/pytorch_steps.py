@@ -212,11 +212,16 @@ def _nodes(module: Any) -> Iterator[tuple[Any, str]]:
             yield node.target, (list(stack.values())[-1][0] if stack else "")
 
 
-def _own_tensors(module: Any) -> dict[int, str]:
-    """Return the names of the tensors that modules of a tree hold, parameters or not, by their ids."""
+def _own_tensors(module: Any) -> dict[int, str] | None:
+    """Return the names of the tensors that modules of a tree hold, parameters or not, by their ids.
+
+    None for a tree with a TorchScript module in it, which keeps some to itself.
+    """
     import torch
 
     found: dict[int, str] = {}
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        return None
     for prefix, part in module.named_modules():
         for name, member in own_attributes(part).items():
             if isinstance(member, dict):

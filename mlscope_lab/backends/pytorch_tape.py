@@ -7,7 +7,8 @@ that it was given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +26,12 @@ __all__ = [
     "Slot",
     "Tape",
     "address",
+    "exchanged",
     "flat_tensors",
     "is_strided",
+    "restrided",
     "same",
+    "shape_of",
     "shown",
 ]
 
@@ -104,6 +108,8 @@ class Form:
         """Return the form of a tensor."""
         import torch
 
+        if tensor.is_nested:
+            return cls(tensor.dtype, (), None, "a nested tensor")
         if tensor.layout != torch.strided:
             return cls(tensor.dtype, (), None, f"a tensor of layout {tensor.layout}")
         if not tensor.is_quantized:
@@ -157,10 +163,13 @@ def shown(tensor: Any) -> Array:
     """Return a tensor's elements as an array of its own type, of the same memory where numpy can.
 
     Types that numpy lacks (bfloat16, 8-bit floats) become float32; a tensor quantised as a whole its integers, one
-    quantised by channel its real values; sparse ones dense. What is on another device is copied, after it is computed.
+    quantised by channel its real values; sparse ones dense; nested ones padded by zeros. What is on another device is
+    copied, after it is computed.
     """
     import torch
 
+    if tensor.is_nested:
+        tensor = torch.nested.to_padded_tensor(tensor, 0.0)
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     if tensor.is_quantized:
@@ -366,6 +375,41 @@ def exchanged(value: Any, instead: Mapping[int, Any]) -> Any:
         members = [exchanged(member, instead) for member in value]
         return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
     return value
+
+
+def restrided(argument: Any, given: Any, result: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return what stands for ``as_strided``, which counts from the beginning of a memory that a replay does not have.
+
+    Parameters
+    ----------
+    argument
+        The tensor as the tape keeps it: a `Slot` or a constant.
+    given, result
+        What the operator was given and what it returned.
+    """
+    base, own = Geometry.of(given), Geometry.of(result)
+    dense = base.end - base.offset == given.numel()
+    if not dense or own.offset < base.offset or own.end > base.end:
+        return _out_of_reach, (argument,)
+    again = functools.partial(_as_strided, offset=own.offset - base.offset, form=Form.of(given))
+    return again, (argument, own.size, own.stride)
+
+
+def _as_strided(tensor: Any, size: Any, stride: Any, *, offset: int, form: Form) -> Any:
+    if tensor.stride() != form.stride:
+        tensor = form.tensor(shown(tensor), str(tensor.device))
+    return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
+
+
+def _out_of_reach(*_: Any) -> Any:
+    raise SessionError(
+        "PyTorch: as_strided read memory around the value that it was given, so it cannot run again alone"
+    )
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Return the shape in which a tensor is shown."""
+    return tuple(shown(tensor).shape if tensor.is_nested else tensor.shape)
 
 
 def same(tensor: Any) -> Any:

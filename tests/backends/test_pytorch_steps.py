@@ -206,6 +206,7 @@ def net(forward, **members):
 
 
 X = {"x": array(2, 6)}
+X_AT_0 = {0: X["x"]}
 
 
 # -- what is an operation ---------------------------------------------------------------------------------------
@@ -410,6 +411,93 @@ def test_random_programs_of_views_and_writes(steps):
         contract.test_replay_of_each_operation(given, feeds)
         contract.test_replay_of_a_chain(given, feeds)
         contract.test_replacing_by_itself_changes_nothing(given, feeds)
+
+
+def again(module, feeds):
+    """Run single operations and the chain of all again, and put each value in its own place."""
+    contract = StepperContract()
+    with opened(module, feeds) as session, session.open_stepper() as stepper:
+        contract.test_replay_of_each_operation((session, stepper), feeds)
+        contract.test_replay_of_a_chain((session, stepper), feeds)
+        contract.test_replacing_by_itself_changes_nothing((session, stepper), feeds)
+
+
+def test_strides_of_ones_own():
+    module = net(
+        lambda _, x: (x * 1).transpose(0, 1).as_strided((2, 3), (6, 2), 1) + x.unfold(1, 3, 3).sum((1, 2))[:, None]
+    )
+    graph, _, _ = stepped(module, X)
+    assert "aten::as_strided" in types(graph)
+    again(module, X)
+
+
+def test_strides_out_of_a_value_run_but_not_again():
+    module = net(lambda _, x: (x * 1)[:, 1:].as_strided((2, 3), (6, 1), 0) + 1)
+    stepped(module, X)
+    with opened(module, X) as session, session.open_stepper() as stepper:
+        graph, arrays = run(stepper, X)
+        position = types(graph).index("aten::as_strided")
+        given = {value: arrays[value] for value in graph.operations[position].inputs}
+        with pytest.raises(SessionError, match="memory around the value"):
+            stepper.replay([position], given, graph.operations[position].outputs)
+
+
+def test_sparse_values_are_shown_dense_and_stay_inside_a_chain():
+    module = net(lambda self, x: x.relu().to_sparse() @ self.w, w=nn.Parameter(torch.ones(6, 3)))
+    graph, arrays, _ = stepped(module, X)
+    sparse = graph.operations[1].outputs[0]
+    np.testing.assert_array_equal(arrays[sparse], np.maximum(X["x"], 0))
+    with opened(module, X) as session, session.open_stepper() as stepper:
+        graph, arrays = run(stepper, X)
+        answer = graph.outputs["output"]
+        np.testing.assert_array_equal(stepper.replay([0, 1, 2], X_AT_0, [answer])[answer], arrays[answer])
+        with pytest.raises(SessionError, match="sparse"):
+            stepper.replay([2], {sparse: arrays[sparse]}, [answer])
+
+
+def autocast(self, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return self.part(x)
+
+
+def differentiated(self, x):
+    with torch.inference_mode(False), torch.enable_grad():
+        y = x.clone().requires_grad_()
+        return torch.autograd.grad(self.part(y).square().sum(), y)[0]
+
+
+def into_lists(_, x):
+    parts = [x * 1, x * 2]
+    torch._foreach_mul_(parts, 3)
+    return torch.add(parts[0], parts[1], out=torch.empty_like(x))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        autocast,
+        differentiated,
+        into_lists,
+        lambda self, x: torch.vmap(lambda row: self.part(row) * row.sum())(x),
+        lambda self, x: torch.einsum("ij,kj->ik", x, x).sort(-1)[0] + self.part(x)[:, :2],
+        lambda self, x: self.part(x.t().contiguous().t()),
+        lambda self, x: torch.stack(list(self.part(x).chunk(3, -1))).tril(),
+    ],
+    ids=["autocast", "autograd", "lists and out=", "vmap", "einsum", "strided", "chunk"],
+)
+def test_other_ways_to_compute(forward):
+    module = net(forward, part=nn.Linear(6, 6))
+    stepped(module, X)
+    again(module, X)
+
+
+def test_a_scripted_module_inside_an_eager_one():
+    module = net(lambda self, x: self.part(x) + 1, part=scripted(nn.Sequential(nn.Linear(6, 4), nn.ReLU())))
+    graph, _, notes = stepped(module, X)
+    assert [(o.type, o.scope) for o in graph.operations] == [
+        ("aten::linear", "part"), ("aten::relu", "part"), ("aten::add", "")
+    ]  # fmt: skip
+    assert notes == []
 
 
 def test_replaced_views_of_memory_that_is_written_to_later_need_a_first_run():
