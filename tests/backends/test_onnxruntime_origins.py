@@ -27,7 +27,7 @@ NCHWC = "com.microsoft.nchwc"
 PUBLISHED = Outline(
     nodes=[
         node("Conv", ["x", "w"], ["c"], "conv", "stem"),
-        node("BatchNormalization", ["c", "b"], ["n"], "norm", "stem.bn"),
+        node("BatchNormalization", ["c", "b"], ["n"], "norm", "stem"),
         node("Relu", ["n"], ["r"], "bend"),
         node("Conv", ["r", "w"], ["d"], "deep"),
         node("Add", ["d", "r"], ["s"], "around"),
