@@ -164,8 +164,7 @@ class StepperContract:
     def test_outputs_equal_plain_ones(self, stepped: tuple[Session, Stepper], feeds: _Feeds) -> None:
         """The stepped model answers as the plain one, under the same names and in the same order."""
         session, stepper = stepped
-        plain = session.predict(feeds)
-        found = _run(stepper, feeds).outputs()
+        plain, found = session.predict(feeds), _run(stepper, feeds).outputs()
         assert list(found) == list(plain)
         for name, array in plain.items():
             self._assert_close(found[name], array, name)
