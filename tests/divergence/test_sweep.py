@@ -26,7 +26,7 @@ def row(found, name):
 @pytest.fixture(scope="module")
 def classifier(shared):
     pytest.importorskip("torch")
-    return ml.load("efficientnet-lite0", backend="pytorch", settings=shared)
+    return ml.load("efficientnet-lite0", backend="pytorch", threads=1, settings=shared)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_answers_that_need_no_explanation_or_have_none(colours):
     assert "No variation that was tried gives 3 (gray) with 0.123. The nearest is" in none.attrs["cause_sentence"]
 
 
-def test_the_camera_that_was_held_upright(tmp_path, colours):
+def test_decoders_differ_on_a_file_from_a_camera_that_was_held_upright(tmp_path, colours):
     """Orientation in EXIF: a picture whose left half is red shows it above once it is turned."""
     model, _ = colours
     pixels = np.zeros((40, 40, 3), np.uint8)
@@ -190,6 +190,8 @@ def test_the_camera_that_was_held_upright(tmp_path, colours):
     Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     found = ml.sweep_preprocessing(model, tmp_path / "turned.jpg", axes=["decoder"], pairs=False)
     assert row(found, "decoder: the camera's orientation ignored")["input_max_abs"].item() > 1
+    for name in ("JPEG colour repeated, not smoothed", "JPEG decoded at a smaller scale"):
+        assert 0 < row(found, f"decoder: {name}")["input_max_abs"].item() < 1
 
 
 def test_accuracy_on_faces_with_a_paired_test(tmp_path):
