@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +22,7 @@ from mlscope_lab.numerics.bins import (
     quantiles,
 )  # fmt: skip
 from mlscope_lab.numerics.counting import Counter, Workspace, is_single
-from mlscope_lab.numerics.layout import Layout, Piece, layout_of, pieces
+from mlscope_lab.numerics.layout import layout_of, pieces
 from mlscope_lab.numerics.totals import Totals
 
 __all__ = ["QUANTILES", "PairAccumulator", "PairMeasures"]
@@ -35,8 +31,6 @@ Array = npt.NDArray[Any]
 
 QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
 """Which quantiles of the absolute error are kept."""
-_THREADED: Final = 1 << 18
-"""Elements from which on a second thread is worth its start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +125,8 @@ class PairMeasures:
 class PairAccumulator:
     """Measures a pair of tensors, one sample or part after the other.
 
-    Memory does not grow with the tensors: they are read in pieces of some thousand elements.
+    Memory does not grow with the tensors: they are read in pieces of some thousand elements. One thread does it, for a
+    quarter of the time goes into counting, which holds the interpreter's lock: two took longer.
 
     Parameters
     ----------
@@ -141,9 +136,6 @@ class PairAccumulator:
         thirty-second of its largest value.
     channel_axis
         Axis of the channels, for errors by channel; None for tensors that have none.
-    threads
-        Most threads that work on one tensor; default as many as there are cores, at most 2, for counting holds a
-        lock.
 
     Examples
     --------
@@ -162,12 +154,11 @@ class PairAccumulator:
         low: float = math.nan,
         high: float = math.nan,
         channel_axis: int | None = None,
-        threads: int | None = None,
     ) -> None:
         known = math.isfinite(low) and math.isfinite(high) and (low != 0.0 or high != 0.0)
         self._linear = LinearBins(float(low), float(high)) if known else None
         self._channel_axis = channel_axis
-        self._threads = threads or min(2, os.cpu_count() or 1)
+        self._counted = None if self._linear is None or self._linear.folds else self._linear
         self._total: Totals | None = None
         self._worst_shape: tuple[int, ...] = ()
 
@@ -205,33 +196,13 @@ class PairAccumulator:
         if self._total is None:
             self._total = Totals(layout.channels)
         before = self._total.worst
-        self._count(layout, one, other)
+        counter = Counter(layout, self._total, self._counted, _workspace())
+        count = counter.add if is_single(one.dtype) and is_single(other.dtype) else counter.add_any
+        for piece in pieces(layout, one, other):
+            count(*piece)
+        counter.close()
         if self._total.worst is not before:
             self._worst_shape = one.shape
-
-    def _count(self, layout: Layout, a: Array, b: Array) -> None:
-        """Count all pieces, the odd ones in another thread where there are many."""
-        total = self._total or Totals(layout.channels)
-        linear = None if self._linear is None or self._linear.folds else self._linear
-        single = is_single(a.dtype) and is_single(b.dtype)
-
-        def count(into: Totals, some: Iterable[tuple[Piece, Array, Array]]) -> None:
-            if not hasattr(_LOCAL, "space"):
-                _LOCAL.space = Workspace()
-            counter = Counter(layout, into, linear, _LOCAL.space)
-            for piece, one, other in some:
-                (counter.add if single else counter.add_any)(piece, one, other)
-            counter.close()
-
-        every = pieces(layout, a, b)
-        if self._threads < 2 or a.size < _THREADED:
-            count(total, every)
-            return
-        listed = list(every)
-        parts = [Totals(layout.channels) for _ in range(self._threads)]
-        list(_pool().map(count, parts, [listed[k :: self._threads] for k in range(self._threads)]))
-        for part in parts:
-            total.add(part)
 
     def result(self) -> PairMeasures:
         """Return the measures of all that was added."""
@@ -285,9 +256,12 @@ class PairAccumulator:
 _LOCAL = threading.local()
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(2, thread_name_prefix="mlscope-numerics")
+def _workspace() -> Workspace:
+    """Return this thread's buffers."""
+    if not hasattr(_LOCAL, "space"):
+        _LOCAL.space = Workspace()
+    space: Workspace = _LOCAL.space
+    return space
 
 
 def _numbers(given: Any) -> Array:

@@ -25,7 +25,7 @@ def scaled_sums(sums: Array, shift: tuple[int, int]) -> Array:
 
 
 class Totals:
-    """Sums, extremes and counts of pairs of elements; they add up.
+    """Sums, extremes and counts of pairs of elements.
 
     Parameters
     ----------
@@ -86,25 +86,3 @@ class Totals:
         """Take the largest error of some elements; of equal ones the first in place is kept."""
         if error > self.worst[0] or (error == self.worst[0] and place < self.worst[1]):
             self.worst = (error, place, a, b)
-
-    def add(self, other: Totals) -> None:
-        """Add what is known of other elements of the same tensor."""
-        if other.exponents is not None:
-            shift = self.shift_for(other.exponents)
-            self.sums += scaled_sums(other.sums, shift)
-            self.channel_square += np.ldexp(other.channel_square, 2 * shift[1])
-        self.count += other.count
-        self.comparable += other.comparable
-        self.relative += other.relative
-        for mine, theirs in ((self.finite, other.finite), (self.nan, other.nan), (self.inf, other.inf)):
-            for side in (0, 1):
-                mine[side] += theirs[side]
-        for side in (0, 1):
-            self.add_range(side, other.low[side], other.high[side])
-            self.values[side] += other.values[side]
-            self.linear[side] += other.linear[side]
-        self.max_rel = max(self.max_rel, other.max_rel)
-        self.add_worst(*other.worst)
-        self.joint += other.joint
-        np.maximum(self.channel_max, other.channel_max, out=self.channel_max)
-        self.channel_count += other.channel_count

@@ -194,7 +194,7 @@ def synthetic_comparison(
     found = _values(pairs, fault_at, magnitude, (channels, size, size), seed)
     rows, measures = [], []
     for p, value in enumerate(found):
-        pair = PairAccumulator(channel_axis=1, threads=1)
+        pair = PairAccumulator(channel_axis=1)
         pair.add(value.a, value.a + value.error)
         measures.append(pair.result())
         rows.append(_identity(p, pairs, value.a.shape, rename or {}) | _noise(value, measures[-1].rms_a, p))
