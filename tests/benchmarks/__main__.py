@@ -48,6 +48,7 @@ def main() -> int:
         "bench_prediction": [],
         "bench_import": ["--hta", options.hta] if options.hta else [],
         "bench_divergence": ["--polygraphy", options.polygraphy] if options.polygraphy else [],
+        "bench_measures": [],
         "bench_memory": [],
         "bench_collectors": [],
         "bench_roofline": [],
