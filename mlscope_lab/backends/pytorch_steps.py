@@ -76,6 +76,7 @@ class PyTorchStepper(Stepper):
         super().__init__()
         self._program = program
         self._start = StartingState(program.module)
+        self._own: dict[int, str] | None = None  # the same in every run, for all start from one state
         self._recording: Recording | None = None
         self.notes: list[str] = []
         if program.mode == "graph":
@@ -93,10 +94,12 @@ class PyTorchStepper(Stepper):
                 scopes.attached(),
                 torch.random.fork_rng(devices=[program.device] if program.device != "cpu" else []),
             ):
+                if self._own is None and program.mode == "eager":
+                    self._own = _own_tensors(module)
                 recording = self._recording = Recording(
                     receive,
                     scopes.of,
-                    constants=_own_tensors(module) if program.mode == "eager" else None,
+                    constants=self._own,
                     device=program.device,
                     shared=frozenset(before.shared) if before is not None else frozenset(),
                 )
@@ -126,6 +129,10 @@ class PyTorchStepper(Stepper):
             arguments = program.placed(tensors)
             for name, tensor, argument in zip(program.inputs, tensors, arguments, strict=True):
                 recording.feed(name, tensor, argument)
+                if argument.dtype != tensor.dtype:
+                    recording.notes.append(
+                        f"Input '{name}' is shown as it was fed; the module reads it as {argument.dtype}"
+                    )
             with dispatching(recording.dispatch):
                 result = program.call(module, arguments)
             if recording.failure is not None:  # the module caught it

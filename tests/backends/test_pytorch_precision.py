@@ -138,6 +138,8 @@ def test_what_is_computed_is_what_was_asked_for(precision):
     with opened(make(ConvNet), images(), precision, calibration=(images(1),)) as session:
         with session.open_stepper() as stepper:
             graph = stepper.run(images(), lambda *_: None)
+            cast = [note for note in stepper.notes if "is shown as it was fed" in note]
+            assert len(cast) == (precision in {"float64", "float16", "bfloat16"})
         digest = session.executable_digest
         assert session.precision == precision.partition("-")[0]
     layers = {o.type: graph.values[o.outputs[0]] for o in graph.operations if {"convolution", "product"} & {*o.kinds}}
