@@ -91,6 +91,9 @@ def align(
         if i is not None and j is not None and i not in forced and j not in forced.values():
             forced[i] = j
     alone = [{side.of[v] for v in out if v in side.of} for side, out in zip(sides, excluded, strict=True)]
+    for side, out, given in zip(sides, alone, (set(forced), set(forced.values())), strict=True):
+        # what only moves values, such as a padding, has no partner: the other side may do it elsewhere or not at all
+        out |= {i for i, t in enumerate(side.tensors) if t.writer >= 0 and is_layout(side.graph, t.writer)} - given
     matched = match(*sides, scores, forced, (alone[0], alone[1]))
     matched = without_doubtful(*sides, scores, matched, forced)
     for i, j in list(matched.items()):

@@ -9,7 +9,7 @@ Sequence of Two Proteins", Journal of Molecular Biology 48(3), 1970.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +128,7 @@ def _support(a: Network, b: Network, found: Mapping[int, int], shape: tuple[int,
 
 
 def _grow(a: Network, b: Network, total: Floats, scores: Scores, found: dict[int, int]) -> None:
-    """Pair what is left: equal values that occur once, then tensors all of whose inputs or a reader are paired."""
+    """Pair what is left: equal values that occur once, then what lies alone between the same pairs."""
     taken = set(found.values())
     left = [i for i in range(len(a)) if i not in found]
     free = [j for j in range(len(b)) if j not in taken]
@@ -142,23 +142,25 @@ def _grow(a: Network, b: Network, total: Floats, scores: Scores, found: dict[int
         sketch = a.tensors[one].sketch
         if sketch is not None and not sketch.constant:
             found[one] = other
-    _forward(a, b, total, found)
+    _between(a, b, total, found)
 
 
-def _forward(a: Network, b: Network, total: Floats, found: dict[int, int]) -> None:
-    taken = set(found.values())
-    for i in range(len(a)):
-        reads = a.reads[i]
-        if i in found or not reads or any(r not in found for r in reads):
-            continue
-        wanted = {found[r] for r in reads}
-        candidates = [
-            j for j in b.readers[found[reads[0]]]
-            if j not in taken and set(b.reads[j]) == wanted and total[i, j] > 0 and b.tails[j] == a.tails[i]
-        ]  # fmt: skip
-        if len(candidates) == 1:
-            found[i] = candidates[0]
-            taken.add(candidates[0])
+def _between(a: Network, b: Network, total: Floats, found: dict[int, int]) -> None:
+    """Pair what lies alone between the same pairs on both sides, and has the same tail."""
+    sides: list[dict[tuple[Any, ...], list[int]]] = []
+    for network, names in ((a, found), (b, {j: j for j in found.values()})):
+        before = nearest_matched(network.reads, range(len(network)), names)
+        after = nearest_matched(network.readers, range(len(network) - 1, -1, -1), names)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i in range(len(network)):
+            if i not in names and before[i] and after[i]:
+                key = ({names[r] for r in before[i]}, {names[r] for r in after[i]})
+                groups.setdefault((*map(frozenset, key), network.tails[i], network.last[i]), []).append(i)
+        sides.append(groups)
+    for key, left in sides[0].items():
+        free = sides[1].get(key, [])
+        if len(left) == len(free) == 1 and total[left[0], free[0]] > 0:
+            found[left[0]] = free[0]
 
 
 def _uncross(a: Network, b: Network, total: Floats, found: dict[int, int], forced: Mapping[int, int]) -> None:

@@ -21,8 +21,8 @@ from mlscope_lab.trace.kinds import LAYOUT
 Array = np.ndarray
 Meaning = int | tuple[str, int]
 ACTIVATIONS = {
-    "relu": lambda x: np.maximum(x, 0), "relu6": lambda x: np.clip(x, 0, 6), "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "leaky": lambda x: np.where(x > 0, x, 0.3 * x),
+    "relu": lambda x: np.maximum(x, 0), "relu6": lambda x: np.clip(x, 0, 6),
+    "sigmoid": lambda x: 0.5 + 0.5 * np.tanh(x / 2), "leaky": lambda x: np.where(x > 0, x, 0.3 * x),
 }  # fmt: skip
 
 
