@@ -112,7 +112,8 @@ def origins_of(pieces: Sequence[Piece], outline: Outline) -> tuple[dict[str, tup
             nodes = {_label(twin): twin}
         if nodes and list(nodes) != [piece.node.name or piece.label]:
             sources[piece.label] = tuple(nodes)
-        scope = next((node.scope for node in nodes.values() if node.scope), "")
+        # the last one's: a scope tells where the value is from, and a fused node's value is from its last part
+        scope = next((node.scope for node in reversed(nodes.values()) if node.scope), "")
         if scope:
             scopes[piece.label] = scope
     return sources, scopes
