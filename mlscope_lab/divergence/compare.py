@@ -126,7 +126,7 @@ def compare(
     if isinstance(fixes, str | os.PathLike):
         from mlscope_lab.alignment.fixes import load_fixes
 
-        fixes = load_fixes(fixes)
+        fixes = load_fixes(fixes, a=_named(sides[0]), b=_named(sides[1]))
     options = Options(
         provenance=provenance, fixes=tuple(fixes),
         calibrate=tuple(calibrate), shadow=shadow, keep_tensors=keep_tensors, seed=seed,
@@ -249,6 +249,12 @@ def _repro(work: Work, tree: xr.DataTree, folder: Path) -> dict[str, Any]:
     if position < 0:
         return {"warnings": [*tree.attrs["warnings"], "Nothing diverges, so no repro was written"]}
     return {"repro": {"pair": position, **write_repro(work, position, folder)}}
+
+
+def _named(side: Side) -> dict[str, str]:
+    """Return what says which side this is, for a file of fixes; nothing of a live object's name is known."""
+    fields = ("model", "backend", "precision", "graph_optimization")
+    return {name: value for name in fields if isinstance(value := getattr(side, name), str)}
 
 
 def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
