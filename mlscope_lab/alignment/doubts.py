@@ -18,6 +18,8 @@ from mlscope_lab.alignment.scores import Scores
 __all__ = ["without_doubtful"]
 
 _EQUAL: Final = 1e-3
+_CLEARLY: Final = 20.0
+"""A pair differs from its neighbours if it is so many times as far apart."""
 _VANISHED: Final = 1e-5
 _GROWS: Final = 4.0
 """Rounding may differ by so much more behind a pair than before it."""
@@ -152,7 +154,8 @@ def _drop_vanishing(a: Network, b: Network, scores: Scores, kept: dict[int, int]
         apart = scores.distance[i, j]
         if i in forced or not _EQUAL < apart < np.inf or furthest(before[i]) > _EQUAL:
             continue
-        if furthest(after[i]) < _VANISHED + _GROWS * furthest(before[i]):
+        near, far = furthest(before[i]), furthest(after[i])
+        if far < _VANISHED + _GROWS * near and apart > _CLEARLY * max(near, far):
             doubtful.append(i)
     for i in doubtful:
         del kept[i]
