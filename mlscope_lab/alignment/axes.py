@@ -66,6 +66,9 @@ class Axes:
         kept = [order for order in dict.fromkeys(before) if order in orders]
         if len(kept) == 1 and (len(alike) > 1 or not heals):
             return kept[0]
+        if not heals and not kept and len(orders) == 2:
+            # two axes of one length, and the layout is another than before: every layout has them in the same order
+            return next(order for order, p in zip(orders, options, strict=True) if _in_order(a, long_a, p))
         if len(alike) == 1:
             self._habits[ranks] = alike[0]
             return alike[0]
@@ -124,6 +127,12 @@ def _cost(long_a: Sequence[int], order: Sequence[int], one: ValueSketch | None, 
             return float("inf")
         worst = max(worst, apart / spread if spread > 0 else float(apart > 0))
     return worst
+
+
+def _in_order(a: tuple[int, ...], long_a: Sequence[int], order: Sequence[int]) -> bool:
+    """Tell whether axes of one length keep their order."""
+    placed = list(zip((a[i] for i in long_a), order, strict=True))
+    return all(m != n or j < k for at, (n, j) in enumerate(placed) for m, k in placed[at + 1 :])
 
 
 def _spread(profile: npt.NDArray[np.float64]) -> float:
