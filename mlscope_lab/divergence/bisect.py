@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from mlscope_lab.alignment.records import in_layout_of
 from mlscope_lab.config import Settings, load_settings
-from mlscope_lab.divergence.shadow import boundary, from_reference
+from mlscope_lab.divergence.shadow import boundary, dequantized, handed_over, replay_pair
 from mlscope_lab.divergence.sides import open_side, side_of
 from mlscope_lab.divergence.work import Options, Work
 from mlscope_lab.errors import InputError, SessionError
@@ -94,7 +95,9 @@ class Hybrid:
         with np.errstate(all="ignore"):
             for position, pair in enumerate(self._alignment.pairs):
                 if not pair.group_a and not pair.group_b:
-                    values[position] = self._captures[0].spool.read(pair.a)
+                    values[position] = dequantized(
+                        self._captures[0].spool.read(pair.a), self._captures[0].graph.values[pair.a]
+                    )
                 else:
                     values[position] = self._group(position, values, on_a=position in on_a or not pair.group_b)
                 for known in [k for k in values if last.get(k, -1) <= position and k not in kept and k != position]:
@@ -104,16 +107,16 @@ class Hybrid:
     def _group(self, position: int, values: Mapping[int, Array], *, on_a: bool) -> Array:
         pair, (a, b) = self._alignment.pairs[position], self._captures
         if on_a and pair.group_a:
-            given = {
-                v: values[self._of[0][v]].astype(a.spool.read(v).dtype, copy=False) for v in self._reads[position][0]
-            }
-            return self._steppers[0].replay(pair.group_a, given, [pair.a])[pair.a]
+            given = {}
+            for v in self._reads[position][0]:
+                here = replace(self._alignment.pairs[self._of[0][v]], axes=None)
+                given[v] = handed_over(values[self._of[0][v]], here, a.graph.values[v], a.spool.dtype(v))
+            return dequantized(self._steppers[0].replay(pair.group_a, given, [pair.a])[pair.a], a.graph.values[pair.a])
         given = {}
         for v in self._reads[position][1]:
             partner = self._alignment.pairs[self._of[1][v]]
-            own = b.spool.read(v)
-            given[v] = from_reference(values[self._of[1][v]], partner, own.shape, own.dtype)
-        result = self._steppers[1].replay(pair.group_b, given, [pair.b])[pair.b]
+            given[v] = handed_over(values[self._of[1][v]], partner, b.graph.values[v], b.spool.dtype(v))
+        result = dequantized(replay_pair(self._steppers[1], pair, given), b.graph.values[pair.b])
         return in_layout_of(a.graph.values[pair.a].shape, result, pair.axes)
 
 

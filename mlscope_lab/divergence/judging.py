@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mlscope_lab.divergence import schema
 from mlscope_lab.divergence.tree import with_columns
+from mlscope_lab.errors import InputError
 from mlscope_lab.numerics.tolerances import BY_DTYPE, CALIBRATED, Tolerances, judge
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def judge_tree(tree: xr.DataTree, tolerance: Any = None) -> xr.DataTree:
     InputError
         If the tolerance is malformed, or "calibrated" and nothing was calibrated.
     """
+    if schema.PAIRS not in tree.children:
+        raise InputError("This comparison failed before anything was compared, so there is nothing to judge")
     data = tree.children[schema.PAIRS].dataset
     columns = {str(name): variable.values for name, variable in data.variables.items()}
     known = bool(np.isfinite(columns["noise_a"]).any() or np.isfinite(columns["noise_b"]).any())

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.backends.stepping import Stepper
-from mlscope_lab.divergence.capture import Capture, is_numeric
+from mlscope_lab.divergence.capture import Capture, capture, is_numeric
 from mlscope_lab.trace.graph import Graph
 from mlscope_lab.trace.kinds import LAYOUT
 
@@ -165,19 +165,16 @@ def difference_noise(stepper: Stepper, feeds: Mapping[str, Array], plain: Captur
     -------
     dict
         Largest absolute difference by position in the plain run's graph; values that the other run does not have under
-        the same name and shape are left out.
+        the same name and in the same shape are left out.
     """
-    kept: list[tuple[int, float]] = []
     found: dict[int, float] = {}
     by_name = {value.name: index for index, value in enumerate(plain.graph.values)}
-
-    # names are known after the run only, but the graph of the same model has its values in the same order
-    def receive(index: int, array: Array) -> None:
-        if index in plain.spool and is_numeric(array) and array.shape == plain.graph.values[index].shape:
-            kept.append((index, _largest_difference(array, plain.spool.read(index))))
-
-    graph = stepper.run(feeds, receive)
-    for index, difference in kept:
-        if by_name.get(graph.values[index].name) == index:
-            found[index] = difference
+    other = capture(stepper, feeds, sketching=False, ranging=False)
+    with other.spool:
+        for number, value in enumerate(other.graph.values):
+            index = by_name.get(value.name)
+            if index is None or index not in plain.spool or number not in other.spool:
+                continue
+            if value.shape == plain.graph.values[index].shape:
+                found[index] = _largest_difference(other.spool.read(number), plain.spool.read(index))
     return found

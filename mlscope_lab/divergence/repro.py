@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mlscope_lab.alignment.records import in_layout_of
 from mlscope_lab.conversion.onnx_part import write_part
-from mlscope_lab.divergence.shadow import boundary, from_reference, replay_pair
+from mlscope_lab.divergence.shadow import boundary, dequantized, handed_over, replay_pair
 from mlscope_lab.divergence.work import Work
 from mlscope_lab.errors import InputError
 
@@ -55,22 +55,22 @@ def write_repro(work: Work, position: int, folder: Path) -> dict[str, Any]:
     for value in boundary(b, pair.group_b):
         if value not in partner:
             raise InputError(f"The group reads '{b.graph.values[value].name}', which has no partner in the reference")
-        own = b.graph.values[value]
-        given[value] = from_reference(
-            a.spool.read(partner[value].a), partner[value], own.shape, b.spool.read(value).dtype
-        )
-    reference = a.spool.read(pair.a)
+        mine = partner[value].a
+        real = dequantized(a.spool.read(mine), a.graph.values[mine])
+        given[value] = handed_over(real, partner[value], b.graph.values[value], b.spool.dtype(value))
     value_a, value_b = a.graph.values[pair.a], b.graph.values[pair.b]
+    reference = dequantized(a.spool.read(pair.a), value_a)
     if files[1] is not None and pair.group_b:
         side, capture, group = "b", b, pair.group_b
         inputs = {b.graph.values[v].name: array for v, array in given.items()}
-        expected = {value_b.name: from_reference(reference, pair, value_b.shape, b.spool.read(pair.b).dtype)}
+        expected = {value_b.name: handed_over(reference, pair, value_b, b.spool.dtype(pair.b))}
     elif files[0] is not None and pair.group_a:
         side, capture, group = "a", a, pair.group_a
         inputs = {a.graph.values[v].name: a.spool.read(v) for v in boundary(a, pair.group_a)}
-        result = replay_pair(work.steppers[1], pair, given)
+        result = dequantized(replay_pair(work.steppers[1], pair, given), value_b)
+        back = replace(pair, axes=None)
         shown = in_layout_of(value_a.shape, result, pair.axes)
-        expected = {value_a.name: np.ascontiguousarray(shown.astype(reference.dtype, copy=False))}
+        expected = {value_a.name: handed_over(shown, back, value_a, a.spool.dtype(pair.a))}
     else:
         raise InputError(
             "A repro is a part of an ONNX graph, and neither side runs on ONNX Runtime; compare with "

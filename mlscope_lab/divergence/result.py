@@ -168,8 +168,10 @@ class Comparison:
         ranked = done[(done["top1_a"] >= 0) & (done["top1_b"] >= 0)]
         if len(ranked):
             flips = int((ranked["top1_a"] != ranked["top1_b"]).sum())
-            found.append(f"The first answer differs for {flips} of {len(ranked)} samples." if flips
-                         else f"The first answer is the same for all of {len(ranked)} sample(s).")  # fmt: skip
+            if flips:
+                found.append(f"The first answer differs for {flips} of {len(ranked)} samples.")
+            else:
+                found.append(f"The first answer is the same{f' for all {len(ranked)} samples' * (len(ranked) > 1)}.")
         worst = done["output_max_abs_error"].max() if len(done) else math.nan
         if not math.isnan(worst):
             found.append(f"The outputs differ by up to {_number(worst)}.")

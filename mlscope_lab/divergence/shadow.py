@@ -18,8 +18,9 @@ from mlscope_lab.backends.stepping import Stepper
 from mlscope_lab.divergence.capture import Capture
 from mlscope_lab.divergence.noise import ROUNDOFF_STEPS, Perturbation, unit_roundoff
 from mlscope_lab.errors import InputError, MlscopeError
+from mlscope_lab.trace.graph import Value
 
-__all__ = ["Injection", "boundary", "from_reference", "replay_pair", "shadow"]
+__all__ = ["Injection", "boundary", "dequantized", "from_reference", "handed_over", "replay_pair", "shadow"]
 
 Array = npt.NDArray[Any]
 
@@ -77,7 +78,37 @@ def from_reference(array: Array, pair: Pair, shape: tuple[int, ...], dtype: np.d
         moved = _resized(array, moved_shape).transpose(inverse)
     else:
         moved = _resized(array, shape)
-    return np.ascontiguousarray(moved.astype(dtype, copy=False))
+    with np.errstate(over="ignore"):  # what is too large for float16 is infinite there, too
+        return np.ascontiguousarray(moved.astype(dtype, copy=False))
+
+
+def dequantized(array: Array, value: Value) -> Array:
+    """Return the real numbers that a quantised value stands for, float32; any other value as it is."""
+    if value.quantization is None:
+        return array
+    scale, zero = value.quantization
+    return (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def handed_over(array: Array, pair: Pair, value: Value, dtype: np.dtype[Any]) -> Array:
+    """Return real numbers in a's layout as b's value: in its layout and type, quantised where it is.
+
+    Parameters
+    ----------
+    array
+        Of a's value, dequantised.
+    pair
+        Whose value it is.
+    value, dtype
+        b's value, and the type of its array.
+    """
+    if value.quantization is None or dtype.kind not in "iu":
+        return from_reference(array, pair, value.shape, dtype)
+    scale, zero = value.quantization
+    limits = np.iinfo(dtype)
+    with np.errstate(invalid="ignore"):
+        whole = np.clip(np.rint(np.nan_to_num(array) / scale) + zero, limits.min, limits.max)
+    return from_reference(whole, pair, value.shape, dtype)
 
 
 def _resized(array: Array, shape: tuple[int, ...]) -> Array:
@@ -145,15 +176,18 @@ def shadow(
                     raise InputError(f"it reads '{own.name}', which has no partner in the reference")
                 if value not in b.spool or partner[value].a not in a.spool:
                     raise InputError(f"it reads '{own.name}', which is no number")
-                mine = b.spool.read(value)
-                given[value] = from_reference(a.spool.read(partner[value].a), partner[value], own.shape, mine.dtype)
-            result = replay_pair(stepper, pair, given)
-            reference = a.spool.read(pair.a)
+                source = partner[value].a
+                real = dequantized(a.spool.read(source), a.graph.values[source])
+                given[value] = handed_over(real, partner[value], own, b.spool.dtype(value))
+            result = dequantized(replay_pair(stepper, pair, given), b.graph.values[pair.b])
+            reference = dequantized(a.spool.read(pair.a), a.graph.values[pair.a])
             injected = in_layout_of(_like(reference.shape, result), result, pair.axes)
             rows = min(len(reference), len(injected)) if reference.ndim else None
             largest, relative = _measure(reference[:rows], injected[:rows])
             moved = {v: perturb(array, b.graph.values[v].dtype) for v, array in given.items()}
-            again = replay_pair(stepper, pair, moved) if any(moved[v] is not given[v] for v in given) else result
+            again = result
+            if any(moved[v] is not given[v] for v in given):
+                again = dequantized(replay_pair(stepper, pair, moved), b.graph.values[pair.b])
             noise = _own_noise(result, again, b.graph.values[pair.b].dtype)
         except MlscopeError as error:
             reasons[position] = str(error)

@@ -50,6 +50,10 @@ class Spool:
         """Bytes written."""
         return self._end
 
+    def dtype(self, number: int) -> np.dtype[Any]:
+        """Return the type of an array without reading it."""
+        return self._places[number][2]
+
     def write(self, number: int, array: Array) -> None:
         """Append an array of numbers.
 

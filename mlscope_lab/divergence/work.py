@@ -15,7 +15,7 @@ from mlscope_lab.alignment.aligner import align
 from mlscope_lab.alignment.records import Alignment, Fix, Pair, in_layout_of
 from mlscope_lab.divergence.capture import Capture, capture, is_numeric, open_stepper
 from mlscope_lab.divergence.noise import difference_noise, rounding_noise
-from mlscope_lab.divergence.shadow import Injection, shadow
+from mlscope_lab.divergence.shadow import Injection, dequantized, shadow
 from mlscope_lab.divergence.sides import OpenSide, describe_inputs
 from mlscope_lab.errors import InputError, MlscopeError, SessionError
 from mlscope_lab.numerics.measures import PairAccumulator, PairMeasures
@@ -260,8 +260,8 @@ class Work:
         if pair.a not in a.spool or pair.b not in b.spool:
             return None
         one, other = a.spool.read(pair.a), b.spool.read(pair.b)
-        one = _dequantized(one, a.graph.values[pair.a].quantization)
-        other = _dequantized(other, b.graph.values[pair.b].quantization)
+        one = dequantized(one, a.graph.values[pair.a])
+        other = dequantized(other, b.graph.values[pair.b])
         sizes = self._batch(self.a, count), self._batch(self.b, count)
         if sizes[0] != sizes[1] or max(sizes) > count:
             one = one[:count] if one.ndim and one.shape[0] == sizes[0] else one
@@ -354,13 +354,6 @@ class Work:
 def _merge(into: dict[int, float], more: Mapping[int, float]) -> None:
     for key, value in more.items():
         into[key] = float(np.fmax(into.get(key, np.nan), value))
-
-
-def _dequantized(array: Array, quantization: tuple[float, int] | None) -> Array:
-    if quantization is None:
-        return array
-    scale, zero = quantization
-    return (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
 
 
 def _top1(outputs: Mapping[str, Array]) -> int:

@@ -6,7 +6,8 @@ from hypothesis.extra import numpy as hnp
 from mlscope_lab.alignment.records import Alignment, Pair, in_layout_of
 from mlscope_lab.divergence.capture import capture
 from mlscope_lab.divergence.judging import INJECTION_FACTOR
-from mlscope_lab.divergence.shadow import boundary, from_reference, shadow
+from mlscope_lab.divergence.shadow import boundary, dequantized, from_reference, handed_over, shadow
+from mlscope_lab.trace.graph import Value
 from tests.divergence.numpy_net import CLEAN, W2, NumpyStepper, feeds, identical_alignment, with_operation
 
 FAULTY = with_operation(CLEAN, "product2", lambda h: h @ (W2 * np.float32(1.01)))
@@ -88,3 +89,20 @@ def test_another_batch_is_filled_with_repetitions():
 def test_clean_sides_inject_nothing():
     injections, _ = run(CLEAN, CLEAN)
     assert all(found.max_abs == 0.0 and found.noise > 0.0 for found in injections.values())
+
+
+def test_quantised_values_are_handed_over_in_their_own_numbers():
+    pair = Pair(a=0, b=0, axes=None, confidence=1.0, evidence=("values",))
+    value = Value(name="q", shape=(4,), dtype="uint8", quantization=(0.5, 10))
+    real = np.array([-5.0, 0.0, 1.26, 1000.0], dtype=np.float32)
+    whole = handed_over(real, pair, value, np.dtype("uint8"))
+    assert whole.tolist() == [0, 10, 13, 255]
+    assert dequantized(whole, value).tolist() == [-5.0, 0.0, 1.5, 122.5]
+    plain = Value(name="f", shape=(4,), dtype="float32")
+    assert dequantized(real, plain) is real
+    assert handed_over(real, pair, plain, np.dtype("f4")).tolist() == real.tolist()
+
+
+def test_what_float16_cannot_hold_is_infinite():
+    pair = Pair(a=0, b=0, axes=None, confidence=1.0, evidence=("values",))
+    assert from_reference(np.array([1e6]), pair, (1,), np.dtype("f2")).tolist() == [np.inf]
