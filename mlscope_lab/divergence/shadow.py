@@ -129,6 +129,13 @@ def replay_pair(stepper: Stepper, pair: Pair, given: Mapping[int, Array]) -> Arr
 def _measure(reference: Array, other: Array) -> tuple[float, float]:
     """Return the largest absolute and the relative L2 difference; equal NaN and infinities are agreement."""
     with np.errstate(all="ignore"):
+        if reference.dtype == other.dtype == np.float32:
+            quick = np.subtract(other, reference).reshape(-1)
+            largest = float(np.abs(quick).max(initial=0.0))
+            if np.isfinite(largest):
+                size, scale = float(np.linalg.norm(quick)), float(np.linalg.norm(reference.reshape(-1)))
+                if np.isfinite(scale):
+                    return largest, size / scale if scale else (0.0 if size == 0.0 else float("inf"))
         one, two = reference.astype(np.float64, copy=False), other.astype(np.float64, copy=False)
         difference = np.abs(two - one)
         same = (one == two) | (np.isnan(one) & np.isnan(two))
@@ -184,11 +191,12 @@ def shadow(
             injected = in_layout_of(_like(reference.shape, result), result, pair.axes)
             rows = min(len(reference), len(injected)) if reference.ndim else None
             largest, relative = _measure(reference[:rows], injected[:rows])
-            moved = {v: perturb(array, b.graph.values[v].dtype) for v, array in given.items()}
-            again = result
-            if any(moved[v] is not given[v] for v in given):
-                again = dequantized(replay_pair(stepper, pair, moved), b.graph.values[pair.b])
-            noise = _own_noise(result, again, b.graph.values[pair.b].dtype)
+            noise = _rounding(result, b.graph.values[pair.b].dtype)
+            if largest > noise:  # else one rounding of the result explains it, whatever its inputs do
+                moved = {v: perturb(array, b.graph.values[v].dtype) for v, array in given.items()}
+                if any(moved[v] is not given[v] for v in given):
+                    again = dequantized(replay_pair(stepper, pair, moved), b.graph.values[pair.b])
+                    noise += _moved(result, again)
         except MlscopeError as error:
             reasons[position] = str(error)
             continue
@@ -202,11 +210,23 @@ def _like(shape: tuple[int, ...], result: Array) -> tuple[int, ...]:
     return (result.size // size, *shape[1:]) if shape and size and result.size % size == 0 else shape
 
 
-def _own_noise(result: Array, again: Array, dtype: str) -> float:
-    """Return how far rounding moves a group's result: that of its inputs, and that of the result itself."""
+def _rounding(result: Array, dtype: str) -> float:
+    """Return how far one rounding moves a result, at most."""
+    if result.dtype.kind != "f" or not result.size:
+        return 0.0
     with np.errstate(all="ignore"):
-        moved = np.abs(again.astype(np.float64, copy=False) - result)
-        finite = moved[np.isfinite(moved)]
-        size = np.abs(result[np.isfinite(result)], dtype=np.float64) if result.dtype.kind == "f" else np.zeros(1)
-    scale = float(size.max(initial=0.0))
-    return (float(finite.max()) if finite.size else 0.0) + ROUNDOFF_STEPS * unit_roundoff(dtype) * scale
+        size = np.abs(result)
+        scale = float(size.max())
+        if not np.isfinite(scale):
+            scale = float(size[np.isfinite(size)].max(initial=0.0))
+    return ROUNDOFF_STEPS * unit_roundoff(dtype) * scale
+
+
+def _moved(result: Array, again: Array) -> float:
+    """Return how far a result moved, at most, where it is finite."""
+    with np.errstate(all="ignore"):
+        moved = np.abs(np.subtract(again, result, dtype=np.result_type(again, result, np.float32)))
+        largest = float(moved.max(initial=0.0))
+    if np.isfinite(largest):
+        return largest
+    return float(moved[np.isfinite(moved)].max(initial=0.0))
