@@ -193,6 +193,8 @@ def _who(row: Mapping[str, Any]) -> str:
     own, types = str(row["operations_b"]).split(";"), str(row["types_b"]).split(";")
     if own == [""]:
         return f"input '{row['value_b']}'"
+    if len(own) != len(types):  # names of TensorFlow Lite hold semicolons themselves
+        own = [str(row["operations_b"])] * len(types)
     first = f"{types[-1]} '{own[-1]}'"
     others = f" and the {len(own) - 1} before it in its group" if len(own) > 1 else ""
     return f"{first}{others}" + (f" (in {row['scope']})" if row["scope"] else "")

@@ -110,3 +110,12 @@ def test_kept_tensors_are_stored_and_come_back():
     output = next(node for name, node in stored.items() if "output" in name)
     assert np.array_equal(output["a"].values, np.arange(6.0).reshape(2, 3) * 2)
     assert output["b"].values - output["a"].values == pytest.approx(np.full((2, 3), 1e-3))
+
+
+def test_names_that_hold_semicolons_are_said_whole():
+    from mlscope_lab.divergence.result import _who
+
+    row = {"operations_b": "a;b;c", "types_b": "CONV_2D", "value_b": "v", "scope": ""}
+    assert _who(row) == "CONV_2D 'a;b;c'"
+    row = {"operations_b": "a;b", "types_b": "Conv;Relu", "value_b": "v", "scope": "net"}
+    assert _who(row) == "Relu 'b' and the 1 before it in its group (in net)"
