@@ -258,16 +258,27 @@ def _named(side: Side) -> dict[str, str]:
 
 
 def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
-    """Return how many compute operations each side has, and how many of them are in a group of a pair."""
+    """Return how many compute operations each side has, and how many of them are paired.
+
+    One is paired if its group has as many of them on either side, or one on one side: a group that holds half of a
+    model tells nothing of what is in it.
+    """
     found: dict[str, int] = {}
     if work.captures is None:
         return found
-    for letter, capture in zip("ab", work.captures, strict=True):
-        grouped = {i for pair in alignment.pairs for i in getattr(pair, f"group_{letter}")}
-        compute = [i for i, o in enumerate(capture.graph.operations) if COMPUTE & set(o.kinds)]
+    compute = [
+        {i for i, o in enumerate(capture.graph.operations) if COMPUTE & set(o.kinds)} for capture in work.captures
+    ]
+    paired: tuple[set[int], set[int]] = set(), set()
+    for pair in alignment.pairs:
+        inside = compute[0] & set(pair.group_a), compute[1] & set(pair.group_b)
+        if len(inside[0]) == len(inside[1]) or min(map(len, inside)) == 1:
+            paired[0].update(inside[0])
+            paired[1].update(inside[1])
+    for letter, capture, every, some in zip("ab", work.captures, compute, paired, strict=True):
         found[f"operations_{letter}"] = len(capture.graph.operations)
-        found[f"compute_{letter}"] = len(compute)
-        found[f"paired_{letter}"] = sum(i in grouped for i in compute)
+        found[f"compute_{letter}"] = len(every)
+        found[f"paired_{letter}"] = len(some)
     return found
 
 

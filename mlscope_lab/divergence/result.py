@@ -139,17 +139,22 @@ class Comparison:
             lines.append(f"No value is known to be out of its tolerance; {unknown} could not be judged.")
         elif first is None:
             lines.append("No value is out of its tolerance: the sides agree but for rounding.")
+        elif not first["operations_b"]:
+            lines.append(
+                f"The sides are fed different inputs: '{first['value_b']}' differs by up to "
+                f"{_number(first['max_abs_error'])}, and what follows inherits that."
+            )
         else:
             lines.append(
                 f"First divergent: {_who(first)}, largest error {_number(first['max_abs_error'])} "
                 f"(tolerance {_number(first['atol'])}{_plus(first['rtol'])})."
             )
-            if culprit is not None:
-                lines.append(
-                    f"Injected by {_who(culprit)}: on the reference's own inputs it is off by "
-                    f"{_number(culprit['injected_max_abs'])}, where rounding explains "
-                    f"{_number(culprit['injected_tolerance'])}."
-                )
+        if culprit is not None:
+            lines.append(
+                f"Injected by {_who(culprit)}: on the reference's own inputs it is off by "
+                f"{_number(culprit['injected_max_abs'])}, where rounding explains "
+                f"{_number(culprit['injected_tolerance'])}."
+            )
         lines.extend(self._answers())
         lines.extend(
             f"Observer effect on side {seen['side']}: stepping changes its outputs by up to "

@@ -83,3 +83,15 @@ def test_a_larger_batch_repeats_the_sample(picture, shared):
         feeds = opened.feeds(picture, 1)
         assert feeds["input"].shape[0] == 3
         assert np.array_equal(feeds["input"][0], feeds["input"][2])
+
+
+@pytest.mark.network
+def test_other_preprocessing_is_said_to_be_the_difference(picture, shared):
+    other = {"backend": "onnxruntime", "preprocess": [
+        {"step": "decode_image", "color": "BGR"}, {"step": "resize", "height": 224, "width": 224},
+        {"step": "convert", "dtype": "float32", "scale": 0.01}, {"step": "layout", "source": "HWC", "target": "CHW"},
+    ]}  # fmt: skip
+    found = ml.compare("onnxruntime", other, picture, model="efficientnet-lite0", settings=shared, save=False)
+    assert found.first_divergent["evidence"] == "input"
+    assert "The sides are fed different inputs: 'input' differs by up to" in found.summary()
+    assert found.culprit is None  # no layer is to blame
