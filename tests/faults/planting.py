@@ -237,7 +237,7 @@ def _bias(g: _Graph, random: np.random.Generator, _: Any) -> tuple[str, tuple[st
         return (n.op_type in ("Conv", "Gemm") and len(n.input) == 3) or n.op_type == "BatchNormalization"
 
     node = g.pick(random, "bias", has_bias)
-    if node.op_type == "BatchNormalization":
+    if node.op_type in ("BatchNormalization", "Gemm"):  # whose bias could not be left out before opset 11
         g.replace_constant(node, 2, np.zeros_like(g.constant(node.input[2])))
     else:
         del node.input[2:]

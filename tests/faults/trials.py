@@ -148,7 +148,9 @@ class Bench:
             x = picture(draw.picture, random)
             planted = self._plant(draw, None, random, x)
             with self._faulty(draw, planted, x) as (side, file):
-                yield self._compare(draw, planted, side, file, x)
+                trial = self._compare(draw, planted, side, file, x)
+            self.report(trial)
+            yield trial
 
     def _draw(self, model: str, fused: bool, random: np.random.Generator) -> _Draw:
         reference, faulty = random.choice(BACKENDS, 2, replace=False)
@@ -177,6 +179,7 @@ class Bench:
                 raise RejectedError(f"the answer moves by less than {MOVES:.0f} times the clean difference")
             trial = self._compare(draw, planted, side, file, x)
         trial.moved, trial.clean_difference = moved, clean
+        self.report(trial)
         return trial
 
     def _plant(self, draw: _Draw, kind: str | None, random: np.random.Generator, x: np.ndarray) -> Planted:
@@ -225,7 +228,6 @@ class Bench:
             trial.first_exact, trial.shadow_first = first < 0, culprit < 0
             trial.reason = "" if first < 0 and culprit < 0 else "named something"
         self.last = found
-        self.report(trial)
         return trial
 
 

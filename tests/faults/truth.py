@@ -44,7 +44,8 @@ def changed_operations(graph: Graph, backend: str, changed: Sequence[str], file:
     ends: dict[str, str] = {}
     for operation in graph.operations:
         end = _end(operation, graph, backend, by_name.keys(), writer)
-        if end is not None:
+        # behind a blocked convolution a reorder writes the same value again; the first of them computes it
+        if end is not None and not (backend == "onnxruntime" and end in ends.values()):
             ends[operation.name] = end
     if backend == "tensorflow":
         # a node of the file becomes several operations, and the last of them writes its value
