@@ -11,11 +11,23 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["KINDS", "Planted", "RejectedError", "flip_exponent", "overflow_scale", "plant", "scrubbed", "values_of"]
+__all__ = [
+    "KINDS",
+    "READ_VALUES",
+    "Planted",
+    "RejectedError",
+    "flip_exponent",
+    "overflow_scale",
+    "plant",
+    "scrubbed",
+    "values_of",
+]
 
 Array = npt.NDArray[Any]
 KINDS = ("exponent bit", "swapped pad", "wrong epsilon", "other activation", "fp16 overflow", "swapped axes",
          "dropped bias")  # fmt: skip
+READ_VALUES = frozenset({"fp16 overflow", "swapped axes"})
+"""Kinds whose planting depends on the values and their shapes."""
 
 
 class RejectedError(Exception):

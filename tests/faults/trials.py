@@ -15,7 +15,7 @@ import numpy as np
 import mlscope_lab as ml
 from mlscope_lab.errors import MlscopeError
 from tests.faults.models import BACKENDS, MODELS, PICTURES, Base, load_base, picture, save_onnx, to_tensorflow
-from tests.faults.planting import KINDS, Planted, RejectedError, plant, scrubbed, values_of
+from tests.faults.planting import KINDS, READ_VALUES, Planted, RejectedError, plant, scrubbed, values_of
 from tests.faults.truth import Group, changed_operations, judge
 
 __all__ = ["MOVES", "Bench", "Trial", "groups_of"]
@@ -192,7 +192,8 @@ class Bench:
             return plant_module(base.module, kind, random, x)
         if kind is None:
             return scrubbed(Planted(kind=_CLEAN, detail="", changed=(), model=base.graph), random)
-        return scrubbed(plant(base.graph, kind, random, values_of(base.graph, x)), random)
+        values = values_of(base.graph, x) if kind in READ_VALUES else {}
+        return scrubbed(plant(base.graph, kind, random, values), random)
 
     def _faulty(self, draw: _Draw, planted: Planted, x: np.ndarray) -> _Faulty:
         self._count += 1
