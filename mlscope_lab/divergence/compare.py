@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CALIBRATIONS", "compare"]
 
 CALIBRATIONS = ("rounding", "threads", "float64")
+_FEW = 4
 
 
 def compare(
@@ -260,8 +261,8 @@ def _named(side: Side) -> dict[str, str]:
 def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
     """Return how many compute operations each side has, and how many of them are paired.
 
-    One is paired if its group has as many of them on either side, or one on one side: a group that holds half of a
-    model tells nothing of what is in it.
+    One is paired if its group has as many of them on either side, or a few: a group that holds half of a model tells
+    nothing of what is in it.
     """
     found: dict[str, int] = {}
     if work.captures is None:
@@ -272,7 +273,7 @@ def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
     paired: tuple[set[int], set[int]] = set(), set()
     for pair in alignment.pairs:
         inside = compute[0] & set(pair.group_a), compute[1] & set(pair.group_b)
-        if len(inside[0]) == len(inside[1]) or min(map(len, inside)) == 1:
+        if all(inside) and (len(inside[0]) == len(inside[1]) or max(map(len, inside)) <= _FEW):
             paired[0].update(inside[0])
             paired[1].update(inside[1])
     for letter, capture, every, some in zip("ab", work.captures, compute, paired, strict=True):

@@ -323,9 +323,12 @@ def test_histograms_are_those_of_numpy(seed, ends):
     found = measured(a, a[::-1].copy(), low=low, high=high)
     assert found.bin_low <= low
     assert found.bin_high >= high
-    wanted, _ = np.histogram(a.astype(np.float64), bins=64, range=(found.bin_low, found.bin_high))
-    assert (found.histogram_a == wanted).all()
-    assert (found.histogram_b == wanted).all()
+    # a value on an edge, which neither has in float32 exactly, may be in either bin beside it
+    edges = np.linspace(found.bin_low, found.bin_high, 65)
+    near = np.abs(a.astype(np.float64)[:, None] - edges).min(axis=1) < 1e-6 * max(abs(low), abs(high))
+    wanted, _ = np.histogram(a.astype(np.float64), bins=edges)
+    assert np.abs(found.histogram_a - wanted).sum() <= 2 * near.sum()
+    assert (found.histogram_a == found.histogram_b).all()
     assert (found.histogram_a > 0).sum() >= 24
 
 
