@@ -174,8 +174,8 @@ def test_basic_pitch_as_two_sides(pitch):
 def test_basic_pitch_is_compared_layer_by_layer_across_forms(pitch, form, shared):
     """Sixteen convolutions and as many matrix products in each form; none differs.
 
-    TensorFlow writes the three outputs in one operation, so that the last convolutions of the other side, in groups that
-    end there, face none of TensorFlow's own and do not count as paired.
+    TensorFlow writes the three outputs in one operation, so that the last convolutions of the other side, in groups
+    that end there, face none of TensorFlow's own and do not count as paired.
     """
     sound = sounds()["two notes"].astype(np.float32).reshape(1, -1, 1)
     found = ml.compare(pitch["onnx"], pitch[form], sound, shadow=False, calibrate=(), save=False, settings=shared)
