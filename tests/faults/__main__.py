@@ -1,10 +1,11 @@
 """Planted faults: ``python -m tests.faults --seed 1``.
 
 In copies of three models one operator is changed, so that the answer moves by more than ten times what two frameworks
-differ by anyway. The faulty copy runs in another framework than the reference, half of the pairs with the frameworks'
-default fusion and half without any; names of nodes are random. `mlscope_lab.compare` sees that pair and one picture
-alone and has to name the group of operations that holds the change (`tests.faults.truth.judge` says what counts). As
-many pairs without a fault are compared, too, of which nothing may be named.
+differ by anyway (where a layer overflows in float16: by what overflows alone, not by being rounded). The faulty copy
+runs in another framework than the reference, half of the pairs with the frameworks' default fusion and half without
+any; names of nodes are random. `mlscope_lab.compare` sees that pair and one picture alone and has to name the group of
+operations that holds the change (`tests.faults.truth.judge` says what counts). As many pairs without a fault are
+compared, too, of which nothing may be named.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ __all__ = [
     "plant",
     "scrubbed",
     "values_of",
+    "without_overflow",
 ]
 
 Array = npt.NDArray[Any]
@@ -207,6 +208,17 @@ def _overflow(g: _Graph, random: np.random.Generator, values: Mapping[str, Array
     names = tuple(n.name for n in made)
     g.append(node, made, f"{base}_out")
     return f"behind {node.op_type}: times {scale:.0f} in float16", (names[1], names[0], names[2], names[3])
+
+
+def without_overflow(model: ModelProto, changed: tuple[str, ...]) -> ModelProto:
+    """Return a graph with an overflow planted as it would be without: rounded to float16, but times one."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    factors = {n.input[1] for n in copy.graph.node if n.name in changed and n.op_type == "Mul"}
+    for item in copy.graph.initializer:
+        if item.name in factors:
+            item.CopyFrom(numpy_helper.from_array(np.ones_like(numpy_helper.to_array(item)), item.name))
+    return copy
 
 
 def _axes(g: _Graph, random: np.random.Generator, values: Mapping[str, Array]) -> tuple[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tests.faults.planting import Planted, RejectedError, flip_exponent, overflow_scale
 
-__all__ = ["plant_module"]
+__all__ = ["module_without_overflow", "plant_module"]
 
 
 class _Padded(nn.Module):
@@ -132,6 +132,15 @@ def _overflow(c: _Copy, random: np.random.Generator) -> tuple[str, tuple[str, ..
     scale = overflow_scale(c.result_of(module), random)
     c.replace(name, _Behind(module, _Overflow(scale)))
     return f"behind {type(module).__name__}: times {scale:.0f} in float16", (f"{name}.outer",)
+
+
+def module_without_overflow(module: nn.Module) -> nn.Module:
+    """Return a module with an overflow planted as it would be without: rounded to float16, but times one."""
+    changed = copy.deepcopy(module)
+    for part in changed.modules():
+        if isinstance(part, _Overflow):
+            part.scale = 1.0
+    return changed
 
 
 def _axes(c: _Copy, random: np.random.Generator) -> tuple[str, tuple[str, ...]]:

@@ -13,8 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from tests.faults.models import MODELS, load_base, picture
-from tests.faults.planting import KINDS, RejectedError, flip_exponent, plant, scrubbed, values_of
-from tests.faults.planting_torch import plant_module
+from tests.faults.planting import KINDS, RejectedError, flip_exponent, plant, scrubbed, values_of, without_overflow
+from tests.faults.planting_torch import module_without_overflow, plant_module
 from tests.faults.twin import Twin
 
 DRAWS = 3
@@ -163,3 +163,30 @@ def test_one_bit_of_the_exponent_is_flipped():
         bits = weight.view(np.uint32) ^ changed.view(np.uint32)
         assert np.count_nonzero(bits) == 1
         assert bits.max() in {1 << bit for bit in range(23, 31)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_its_overflow_a_layer_is_rounded_only(bases, name):
+    x, models = bases
+    base, clean = models[name]
+    (planted,) = draws(lambda random: plant(base.graph, "fp16 overflow", random, clean), 1)
+    after = values_of(planted.model, x)
+    control = values_of(without_overflow(planted.model, planted.changed), x)
+    result = next(n for n in planted.model.graph.node if n.name == planted.changed[-1]).output[0]
+    large = np.isinf(after[result])
+    assert large.any()
+    assert np.isfinite(control[result]).all()
+    # of the smallest numbers float16 keeps fewer digits where they are not scaled up
+    np.testing.assert_allclose(after[result][~large], control[result][~large], rtol=1e-6, atol=2.0**-24)
+    np.testing.assert_allclose(control[result], clean[result], rtol=1e-3, atol=1e-6)
+
+
+def test_without_its_overflow_a_module_is_rounded_only(bases):
+    x, models = bases
+    base, clean = models["efficientnet-lite0"]
+    for planted in draws(lambda random: plant_module(base.module, "fp16 overflow", random, x)):
+        control = module_without_overflow(planted.model)
+        with torch.no_grad():
+            answer = control(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(answer, clean[base.graph.graph.output[0].name], atol=0.1)
+        assert planted.model.get_submodule(planted.changed[0]).scale > 1

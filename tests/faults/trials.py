@@ -15,7 +15,16 @@ import numpy as np
 import mlscope_lab as ml
 from mlscope_lab.errors import MlscopeError
 from tests.faults.models import BACKENDS, MODELS, PICTURES, Base, load_base, picture, save_onnx, to_tensorflow
-from tests.faults.planting import KINDS, READ_VALUES, Planted, RejectedError, plant, scrubbed, values_of
+from tests.faults.planting import (
+    KINDS,
+    READ_VALUES,
+    Planted,
+    RejectedError,
+    plant,
+    scrubbed,
+    values_of,
+    without_overflow,
+)
 from tests.faults.truth import Group, changed_operations, judge
 
 __all__ = ["MOVES", "Bench", "Trial", "groups_of"]
@@ -173,6 +182,8 @@ class Bench:
         sides = [self.reference(draw.model, b, draw.fused, x) for b in (draw.reference, draw.faulty)]
         plain, same = (_answer(side, x) for side in sides)
         clean = _difference(plain, same)
+        if kind == "fp16 overflow" and not _overflow_moves(planted, x) > MOVES * clean:
+            raise RejectedError("what overflows does not move the answer, rounding to float16 alone may")
         with self._faulty(draw, planted, x) as (side, file):
             moved = _difference(_answer(side, x), plain)
             if not moved > MOVES * clean:
@@ -206,7 +217,8 @@ class Bench:
         if planted.changed:
             with side.session.open_stepper() as stepper:
                 graph = stepper.run({side.session.inputs[0].name: x}, lambda index, array: None)
-            truth = changed_operations(graph, draw.faulty, planted.changed, file)
+            for blamed in (planted.changed[:1], planted.changed):
+                truth = truth or changed_operations(graph, draw.faulty, blamed, file)
             if not truth:
                 raise RejectedError("the framework's optimiser removed the changed operator")
         trial.truth = sorted(truth)
@@ -255,6 +267,21 @@ class _Faulty:
         if self._model is not None:
             self._model.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _overflow_moves(planted: Planted, x: np.ndarray) -> float:
+    """Return how far the answer moves by what overflows alone, as against the same layer in float16 without that."""
+    if hasattr(planted.model, "graph"):
+        answer = planted.model.graph.output[0].name
+        pair = (planted.model, without_overflow(planted.model, planted.changed))
+        return _difference(*(values_of(model, x)[answer] for model in pair))
+    import torch
+
+    from tests.faults.planting_torch import module_without_overflow
+
+    with torch.no_grad():
+        pair = (planted.model, module_without_overflow(planted.model))
+        return _difference(*(module(torch.from_numpy(x)).numpy() for module in pair))
 
 
 def _load(model: Any, backend: str, fused: bool, x: np.ndarray) -> Any:
