@@ -261,8 +261,8 @@ def _named(side: Side) -> dict[str, str]:
 def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
     """Return how many compute operations each side has, and how many of them are paired.
 
-    One is paired if its group has as many of them on either side, or a few: a group that holds half of a model tells
-    nothing of what is in it.
+    One is paired if its group has some on either side, as many or a few: a group that holds half of a model tells
+    nothing of what is in it. Groups that share an operation (one that writes several outputs) are seen as one, too.
     """
     found: dict[str, int] = {}
     if work.captures is None:
@@ -270,17 +270,32 @@ def _counts(work: Work, alignment: Alignment) -> dict[str, int]:
     compute = [
         {i for i, o in enumerate(capture.graph.operations) if COMPUTE & set(o.kinds)} for capture in work.captures
     ]
+    groups = [(set(pair.group_a), set(pair.group_b)) for pair in alignment.pairs]
     paired: tuple[set[int], set[int]] = set(), set()
-    for pair in alignment.pairs:
-        inside = compute[0] & set(pair.group_a), compute[1] & set(pair.group_b)
-        if all(inside) and (len(inside[0]) == len(inside[1]) or max(map(len, inside)) <= _FEW):
-            paired[0].update(inside[0])
-            paired[1].update(inside[1])
-    for letter, capture, every, some in zip("ab", work.captures, compute, paired, strict=True):
+    for inside in [*groups, *_joined(groups)]:
+        some = [every & part for every, part in zip(compute, inside, strict=True)]
+        if all(some) and (len(some[0]) == len(some[1]) or max(map(len, some)) <= _FEW):
+            for known, more in zip(paired, some, strict=True):
+                known.update(more)
+    for letter, capture, every, some_paired in zip("ab", work.captures, compute, paired, strict=True):
         found[f"operations_{letter}"] = len(capture.graph.operations)
         found[f"compute_{letter}"] = len(every)
-        found[f"paired_{letter}"] = len(some)
+        found[f"paired_{letter}"] = len(some_paired)
     return found
+
+
+def _joined(groups: Sequence[tuple[set[int], set[int]]]) -> list[tuple[set[int], set[int]]]:
+    """Return groups with those that share an operation on either side put together."""
+    joined: list[tuple[set[int], set[int]]] = []
+    for one in groups:
+        apart, together = [], (set(one[0]), set(one[1]))
+        for other in joined:
+            if together[0] & other[0] or together[1] & other[1]:
+                together = together[0] | other[0], together[1] | other[1]
+            else:
+                apart.append(other)
+        joined = [*apart, together]
+    return joined
 
 
 def _tree(work: Work, tolerance: Any) -> xr.DataTree:

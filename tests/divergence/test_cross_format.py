@@ -172,16 +172,12 @@ def test_basic_pitch_as_two_sides(pitch):
 
 @pytest.mark.parametrize("form", ["saved_model", "tflite"])
 def test_basic_pitch_is_compared_layer_by_layer_across_forms(pitch, form, shared):
-    """Sixteen convolutions and as many matrix products in each form; none differs.
-
-    TensorFlow writes the three outputs in one operation, so that the last convolutions of the other side, in groups
-    that end there, face none of TensorFlow's own and do not count as paired.
-    """
+    """Sixteen convolutions and as many matrix products in each form: all are paired, and none differs."""
     sound = sounds()["two notes"].astype(np.float32).reshape(1, -1, 1)
     found = ml.compare(pitch["onnx"], pitch[form], sound, shadow=False, calibrate=(), save=False, settings=shared)
     alignment = found.tree.attrs["alignment"]
     assert alignment["compute_a"] == alignment["compute_b"] >= 30
-    assert alignment["paired_a"] >= alignment["compute_a"] - 3
+    assert alignment["paired_a"] / alignment["compute_a"] >= 0.95
     assert found.tree["samples"]["output_max_abs_error"].max() < 2e-5
 
 
