@@ -308,7 +308,8 @@ def _cosine(aa: float, bb: float, ab: float) -> float:
 def _decibel(signal: float, noise: float) -> float:
     if not noise:
         return math.inf
-    return 20 * math.log10(signal / noise) if signal else -math.inf
+    # a difference of logarithms, for the ratio itself may be too small or too large for a float
+    return 20 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
 
 
 def _position(place: int, shape: tuple[int, ...]) -> str:

@@ -69,6 +69,12 @@ def test_any_float64_is_counted_and_bounded(given_):
     assert found.joint.sum() == a.size
 
 
+def test_decibels_of_ratios_beyond_a_float_are_finite():
+    tiny, huge = np.array([0.0, 2.2e-313]), np.array([9e10, 9e10])
+    assert measured(tiny, huge).psnr_db == pytest.approx(20 * (math.log10(2.2e-313) - math.log10(9e10)), rel=1e-3)
+    assert measured(huge * [1.0, 2.0], huge * [1.0, 2.0] * (1 + 1e-15)).sqnr_db > 200
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_tensors_of_many_pieces_are_measured_as_defined(seed):
     random = np.random.default_rng(seed)
