@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3  # noqa: F401 - before TensorFlow, whose own SQLite would take its place and has no virtual tables
 from collections.abc import Callable
 from typing import Any
 
